@@ -1,0 +1,23 @@
+"""Dataset condensation with the Domain-Aware Module, as PyTorch Lightning modules."""
+
+from dam_lightning.backbones import ConvNet
+from dam_lightning.callbacks import FinalEvaluation
+from dam_lightning.condensed_set import CondensedSet
+from dam_lightning.dam import DomainAwareModule
+from dam_lightning.data import PACS, Digits
+from dam_lightning.evaluation import Evaluation
+from dam_lightning.methods import DM, Condenser
+from dam_lightning.version import __version__
+
+__all__ = [
+    "DM",
+    "PACS",
+    "CondensedSet",
+    "Condenser",
+    "ConvNet",
+    "Digits",
+    "DomainAwareModule",
+    "Evaluation",
+    "FinalEvaluation",
+    "__version__",
+]

@@ -1,0 +1,23 @@
+"""What a network must offer to condense with and to evaluate on."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+__all__ = ["Backbone"]
+
+
+class Backbone(nn.Module, ABC):
+    """A classifier with an embedding.
+
+    Its constructor takes ``image_shape`` (C, H, W) and ``num_classes``, then options of its own.
+    Other modules with such a constructor and a method ``features`` serve as well.
+    """
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Embedding of the images, which distribution matching compares: (N, C, H, W) -> (N, F)."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""

@@ -1,0 +1,70 @@
+"""Backbones by name, with weights that depend on nothing but a key."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+
+from dam_lightning.backbones.base import Backbone
+from dam_lightning.randomness import seeded
+
+__all__ = ["build_backbone"]
+
+
+def build_backbone(
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    options: Mapping[str, Any] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    stream: str = "backbone",
+    step: int = 0,
+    group: int = 0,
+) -> Backbone:
+    """Make a freshly initialised backbone.
+
+    Args:
+        name: a class of `dam_lightning.backbones`, e.g. ``"ConvNet"``, or the dotted path of any
+            class that keeps to `Backbone`, e.g. ``"my_package.nets.MyNet"``.
+        image_shape: (C, H, W).
+        num_classes: number of outputs.
+        options: further arguments of the class.
+        device: where the weights are made.
+        seed: first part of the key that fixes the initial weights, see `dam_lightning.randomness`.
+        stream: second part of the key.
+        step: third part of the key.
+        group: fourth part of the key.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        ValueError: if there is no such class or it does not take these options.
+    """
+    backbone_class = _find(name)
+    with seeded(device, seed, stream, step, group):
+        try:
+            network = backbone_class(tuple(image_shape), num_classes, **(options or {}))
+        except TypeError as error:
+            raise ValueError(
+                f"backbone {name!r} with options {dict(options or {})}: {error}"
+            ) from error
+    if not callable(getattr(network, "features", None)):
+        raise ValueError(
+            f"backbone {name!r} has no method features(images) -> (N, F), which gives the embedding"
+        )
+    return cast(Backbone, network)
+
+
+def _find(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "dam_lightning.backbones"), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"there is no backbone {name!r}: give a class of dam_lightning.backbones, such as "
+            "ConvNet, or the dotted path of your own"
+        ) from error

@@ -1,0 +1,111 @@
+"""The ConvNet on which dataset condensation is usually done."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from dam_lightning.backbones.base import Backbone
+
+__all__ = ["ConvNet"]
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leakyrelu": lambda: nn.LeakyReLU(negative_slope=0.01),
+    "sigmoid": nn.Sigmoid,
+    "swish": nn.SiLU,
+}
+_POOLINGS: dict[str, Callable[[], nn.Module]] = {
+    "avgpool": lambda: nn.AvgPool2d(2),
+    "maxpool": lambda: nn.MaxPool2d(2),
+}
+_NORMS: dict[str, Callable[[int, tuple[int, int]], nn.Module]] = {
+    "instancenorm": lambda width, _: nn.GroupNorm(width, width),
+    "groupnorm": lambda width, _: nn.GroupNorm(4, width),
+    "layernorm": lambda width, size: nn.LayerNorm([width, *size]),
+    "batchnorm": lambda width, _: nn.BatchNorm2d(width),
+}
+
+
+class ConvNet(Backbone):
+    """``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then a linear layer.
+
+    Gidaris and Komodakis (CVPR 2018), with the options of ``networks.py`` in
+    VICO-UoE/DatasetCondensation. The paper uses depth 3 for 32x32 images and depth 4 for larger
+    ones.
+
+    Args:
+        image_shape: (C, H, W); any size that leaves a pixel after the poolings. One-channel images
+            are padded by two more pixels in the first block, as in the original, where 28x28
+            becomes 32x32.
+        num_classes: number of outputs.
+        width: channels of every block.
+        depth: number of blocks.
+        norm: ``"instancenorm"`` (affine, the default of the field), ``"groupnorm"`` (4 groups),
+            ``"layernorm"``, ``"batchnorm"`` or ``"none"``.
+        activation: ``"relu"``, ``"leakyrelu"``, ``"sigmoid"`` or ``"swish"``.
+        pooling: ``"avgpool"``, ``"maxpool"`` or ``"none"``.
+
+    Attributes:
+        feature_dim: length of the embedding, F.
+
+    Raises:
+        ValueError: if an option is unknown or the image is too small for the depth.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        width: int = 128,
+        depth: int = 3,
+        norm: Literal[
+            "instancenorm", "groupnorm", "layernorm", "batchnorm", "none"
+        ] = "instancenorm",
+        activation: Literal["relu", "leakyrelu", "sigmoid", "swish"] = "relu",
+        pooling: Literal["avgpool", "maxpool", "none"] = "avgpool",
+    ) -> None:
+        super().__init__()
+        channels, *size = image_shape
+        if min(*image_shape, num_classes, width, depth) < 1:
+            raise ValueError(
+                "image_shape, num_classes, width and depth must be at least 1, got "
+                f"{tuple(image_shape)}, {num_classes}, {width} and {depth}"
+            )
+        _check("norm", norm, [*_NORMS, "none"])
+        _check("activation", activation, list(_ACTIVATIONS))
+        _check("pooling", pooling, [*_POOLINGS, "none"])
+        blocks: list[nn.Module] = []
+        for block in range(depth):
+            padding = 3 if block == 0 and channels == 1 else 1
+            blocks.append(nn.Conv2d(channels, width, kernel_size=3, padding=padding))
+            channels, size = width, [n + 2 * (padding - 1) for n in size]
+            if norm != "none":
+                blocks.append(_NORMS[norm](width, (size[0], size[1])))
+            blocks.append(_ACTIVATIONS[activation]())
+            if pooling != "none":
+                blocks.append(_POOLINGS[pooling]())
+                size = [n // 2 for n in size]
+        if min(size) < 1:
+            raise ValueError(
+                f"images of {image_shape[1]}x{image_shape[2]} are too small for depth {depth}: "
+                "every block with pooling halves them; use a smaller depth"
+            )
+        self.blocks = nn.Sequential(*blocks)
+        self.feature_dim = width * size[0] * size[1]
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Embedding of the images: (N, C, H, W) -> (N, F)."""
+        embedding: Tensor = self.blocks(images)
+        return embedding.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
+        scores: Tensor = self.classifier(self.features(images))
+        return scores
+
+
+def _check(option: str, value: str, allowed: list[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
