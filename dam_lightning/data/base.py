@@ -1,0 +1,379 @@
+"""The data module that every dataset is built on, and the one for datasets made of image files."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from dam_lightning.data.groups import GroupedBatch, GroupedLoader, GroupIndex, Groups, TestLoader
+from dam_lightning.data.resident import (
+    CACHE_VERSION,
+    ListedFile,
+    Split,
+    content_fingerprint,
+    decode,
+    default_cache_dir,
+    read_splits,
+    read_tensors,
+    write_splits,
+    write_tensors,
+)
+from dam_lightning.functional import low_frequency_amplitude, rank_groups
+from dam_lightning.randomness import run_seed
+
+__all__ = ["FolderDataModule", "FolderListing", "ResidentDataModule"]
+
+_SCORE_CHUNK = 1024
+"""Images whose Fourier transforms are in memory together (64x64 RGB in float64: 300 MB)."""
+
+
+class ResidentDataModule(LightningDataModule, ABC):
+    """Real images, decoded, on the accelerator, grouped by class and by pseudo-domain.
+
+    A dataset is a subclass that implements :meth:`load_splits` and has the class attributes
+    ``class_names``, ``domain_names``, ``mean`` and ``std`` (or sets them there). It works with a
+    Trainer and without one::
+
+        data = Digits()
+        data.prepare_data()
+        data.setup()
+        data.setup_domains(4)
+        for batch in data.train_dataloader():
+            images = batch.classes.images([0, 3])  # (2, B, C, H, W)
+
+    After :meth:`setup` there are, besides those four, ``train`` and ``test`` (each a
+    :class:`~dam_lightning.data.resident.Split`), ``num_classes``, ``image_shape`` and
+    ``fingerprint``; after :meth:`setup_domains` also ``pseudo_domains``.
+
+    Args:
+        batch_real: real images of each group in a step; a smaller group takes part with all of its.
+        steps_per_epoch: batches that the train loader calls an epoch. Condensation knows no epochs;
+            this only sets how often Lightning ends one.
+        test_batch_size: images in a batch of the test loader.
+        fft_ratio: half the width of the low-frequency window that the pseudo-domains are found by,
+            as a share of the image's shorter side; see
+            :func:`~dam_lightning.functional.low_frequency_amplitude`.
+        seed: of the draws of real images. None: the run's seed, as ``seed_everything`` set it. A
+            run resumed with None goes on with the seed it was begun with.
+        cache_dir: folder for decoded images and pseudo-domain scores. None:
+            ``$XDG_CACHE_HOME/dam_lightning`` or ``~/.cache/dam_lightning``.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    class_names: Sequence[str]
+    """Names of the classes, in the order of the labels; a list after :meth:`setup`."""
+    domain_names: Sequence[str]
+    """Names of the domains, in the order of their numbers (one for a dataset without domains); a
+    list after :meth:`setup`."""
+    mean: tuple[float, ...]
+    """Normalisation: mean of each channel, in units of pixels in [0, 1]."""
+    std: tuple[float, ...]
+    """Normalisation: standard deviation of each channel, in the same units."""
+    fingerprint: str
+    """Hex digest of the decoded training data, labels, domains and class names."""
+    train: Split
+    test: Split
+    pseudo_domains: Tensor | None
+    """(N,) int64 on the CPU: the pseudo-domain of each training image."""
+
+    def __init__(
+        self,
+        batch_real: int = 256,
+        steps_per_epoch: int = 100,
+        test_batch_size: int = 256,
+        fft_ratio: float = 0.1,
+        seed: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("batch_real", batch_real),
+            ("steps_per_epoch", steps_per_epoch),
+            ("test_batch_size", test_batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        # Not to the logger: Lightning refuses to log a module and a data module that both have a
+        # ``seed`` and differ in it.
+        self.save_hyperparameters(logger=False)
+        self.batch_real = batch_real
+        self.steps_per_epoch = steps_per_epoch
+        self.test_batch_size = test_batch_size
+        self.fft_ratio = fft_ratio
+        self.seed = run_seed() if seed is None else seed
+        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+        self.pseudo_domains = None
+        self._seed_is_given = seed is not None
+        self._device: torch.device | None = None
+        self._class_index: GroupIndex
+        self._domain_index: GroupIndex | None = None
+
+    # What a dataset implements.
+
+    @abstractmethod
+    def load_splits(self) -> Mapping[str, Split]:
+        """Make the splits ``"train"`` and ``"test"`` with their images on the CPU.
+
+        Called once by :meth:`setup`, on every rank. May set ``class_names``, ``domain_names``,
+        ``mean`` and ``std`` where the class does not, and ``fingerprint`` where it is known without
+        being computed (see :func:`~dam_lightning.data.resident.content_fingerprint`).
+        """
+
+    # What Lightning calls.
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits and put their images on the accelerator where they fit, else leave them.
+
+        Args:
+            stage: ignored; every stage needs the same. Repeated calls do nothing.
+
+        Raises:
+            ValueError: a class has no training images.
+        """
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if self._device is None:
+            splits = self.load_splits()
+            self.train, self.test = splits["train"], splits["test"]
+            self.class_names = list(self.class_names)
+            self.domain_names = list(self.domain_names)
+            if not hasattr(self, "fingerprint"):
+                self.fingerprint = content_fingerprint(self.train, self.class_names)
+            self._class_index = GroupIndex(self.train.labels, self.class_names)
+        if device != self._device:
+            for name in ("train", "test"):
+                split: Split = getattr(self, name)
+                setattr(self, name, split.to(_resident_device(split, device)))
+            self._mean = torch.tensor(self.mean).view(-1, 1, 1).to(device)
+            self._std = torch.tensor(self.std).view(-1, 1, 1).to(device)
+            self._device = device
+
+    def train_dataloader(self) -> GroupedLoader:
+        """``steps_per_epoch`` batches of real images, beginning with the Trainer's global step.
+
+        The domains of a batch are None until :meth:`setup_domains` was called.
+        """
+        return GroupedLoader(
+            self.grouped_batch,
+            self.steps_per_epoch,
+            lambda: None if self.trainer is None else self.trainer.global_step,
+        )
+
+    def test_dataloader(self) -> TestLoader:
+        """Test images in order; under several processes, this rank's share of them."""
+        rank, world_size = (
+            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        )
+        return TestLoader(self.test, self.test_batch_size, self._mean, self._std, rank, world_size)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Return the batch as it is: the loaders already make it on the device."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed, so that a resumed run draws on from the same streams."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the seed of the run that is resumed, unless one was given."""
+        if not self._seed_is_given:
+            self.seed = state_dict["seed"]
+
+    # What condensation calls.
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, after :meth:`setup`."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def grouped_batch(self, step: int) -> GroupedBatch:
+        """The real images of a global step: always the same for the same seed and step."""
+        domains = None
+        if self._domain_index is not None:
+            domains = self._groups(self._domain_index, "real/domain", step)
+        return GroupedBatch(step, self._groups(self._class_index, "real/class", step), domains)
+
+    def random_images(self, per_class: int, seed: int, stream: str, step: int = 0) -> Tensor:
+        """Real training images drawn at random, without replacement, class by class.
+
+        Args:
+            per_class: images of each class.
+            seed: with ``stream`` and ``step`` the key of the draw.
+            stream: what the draw is for.
+            step: a counter within the stream.
+
+        Returns:
+            (num_classes * per_class, C, H, W) float32, normalised, on the device.
+
+        Raises:
+            ValueError: a class has fewer images.
+        """
+        for name, size in zip(self.class_names, self._class_index.sizes, strict=True):
+            if size < per_class:
+                raise ValueError(
+                    f"class {name!r} has {size} training images, but {per_class} are asked for; "
+                    "use a smaller ipc"
+                )
+        indices, _ = self._class_index.draw(per_class, seed, stream, step)
+        return self.train.gather(indices.flatten(), self._mean, self._std, self._mean.device)
+
+    def setup_domains(self, num_domains: int) -> None:
+        """Cut the training set into pseudo-domains of equal size, by low-frequency amplitude.
+
+        Eq. 4 and 5 of the paper on raw pixels in [0, 1], in float64, sorted over the whole training
+        set. The amplitudes are cached on disk; another number of domains only cuts them anew. Sets
+        ``pseudo_domains``.
+
+        Args:
+            num_domains: D.
+
+        Raises:
+            ValueError: there are fewer training images than domains, or D is not positive.
+        """
+        if not 1 <= num_domains <= len(self.train):
+            raise ValueError(
+                f"{num_domains} pseudo-domains cannot be made of {len(self.train)} training "
+                "images: num_domains must be at least 1 and at most the number of images"
+            )
+        self.pseudo_domains = rank_groups(self._scores, num_domains)
+        self._domain_index = GroupIndex(
+            self.pseudo_domains, [f"pseudo-domain {number}" for number in range(num_domains)]
+        )
+
+    def _groups(self, index: GroupIndex, stream: str, step: int) -> Groups:
+        indices, counts = index.draw(self.batch_real, self.seed, stream, step)
+        return Groups(self.train, indices, counts, self._mean, self._std)
+
+    @cached_property
+    def _scores(self) -> Tensor:
+        """(N,) float64 on the CPU: the low-frequency amplitude of every training image."""
+        key = blake2b(
+            f"{CACHE_VERSION}|{self.fingerprint}|{self.fft_ratio!r}".encode(), digest_size=16
+        ).hexdigest()
+        path = self.cache_dir / f"amplitudes-{key}.safetensors"
+        found = read_tensors(path)
+        if found is not None:
+            return found[0]["amplitudes"]
+        # Always on the CPU, so that every device finds the same order.
+        scores = torch.cat(
+            [
+                low_frequency_amplitude(chunk.cpu().double() / 255, self.fft_ratio)
+                for chunk in torch.split(self.train.images, _SCORE_CHUNK)
+            ]
+        )
+        write_tensors(path, {"amplitudes": scores}, {})
+        return scores
+
+
+def _resident_device(split: Split, device: torch.device) -> torch.device:
+    """``device``, or the CPU where the images would take more than half of its free memory."""
+    if device.type == "cuda" and split.images.device != device:
+        free, _ = torch.cuda.mem_get_info(device)
+        if split.images.nbytes > free / 2:
+            rank_zero_info(
+                f"{split.images.nbytes / 2**30:.1f} GiB of images stay in host memory: {device} "
+                f"has {free / 2**30:.1f} GiB free, half of which is kept for networks."
+            )
+            return torch.device("cpu")
+    return device
+
+
+class FolderListing(NamedTuple):
+    """The image files of a dataset, before any of them is read."""
+
+    root: Path
+    """The folder that the paths are relative to."""
+    train: list[ListedFile]
+    test: list[ListedFile]
+
+
+class FolderDataModule(ResidentDataModule):
+    """A dataset made of image files, decoded once into a cache file.
+
+    A dataset is a subclass that implements :meth:`list_files`. The cache is keyed by the files'
+    paths, sizes and times of modification, so that a changed dataset is decoded again.
+
+    Args:
+        root: the dataset's folder, or the folder that holds it.
+        image_size: height and width in pixels that images are squashed to.
+        options: the arguments of :class:`ResidentDataModule`.
+    """
+
+    def __init__(self, root: str, image_size: int = 64, **options: Any) -> None:
+        super().__init__(**options)
+        self.root = Path(root).expanduser()
+        self.image_size = image_size
+
+    @abstractmethod
+    def list_files(self) -> FolderListing:
+        """Find the image files of the training and the test split.
+
+        May set ``class_names`` and ``domain_names`` where the class does not.
+
+        Raises:
+            FileNotFoundError: something is not where it should be; names it and the remedy.
+        """
+
+    def prepare_data(self) -> None:
+        """Decode the images into the cache, where that was not done before."""
+        if not self._cache_file.exists():
+            self._build()
+
+    def load_splits(self) -> Mapping[str, Split]:
+        """The decoded splits, from the cache; a damaged or missing cache is built again."""
+        found = read_splits(self._cache_file)
+        if found is None:
+            self._build()
+            found = read_splits(self._cache_file)
+        if found is None:
+            raise OSError(f"the cache file {self._cache_file} cannot be read back after writing it")
+        splits, metadata = found
+        self.fingerprint = metadata["fingerprint"]
+        return splits
+
+    @cached_property
+    def _listing(self) -> FolderListing:
+        return self.list_files()
+
+    @cached_property
+    def _cache_file(self) -> Path:
+        root, train, test = self._listing
+        digest = blake2b(digest_size=16)
+        digest.update(
+            repr((CACHE_VERSION, self.image_size, *self.class_names, *self.domain_names)).encode()
+        )
+        for name, files in (("train", train), ("test", test)):
+            for file in files:
+                status = (root / file.path).stat()
+                line = (name, *file, status.st_size, status.st_mtime_ns)
+                digest.update(repr(line).encode())
+        name = f"{type(self).__name__.lower()}-{self.image_size}px-{digest.hexdigest()}"
+        return self.cache_dir / f"{name}.safetensors"
+
+    def _build(self) -> None:
+        root, train, test = self._listing
+        rank_zero_info(
+            f"Decoding {len(train) + len(test)} images of {root} into {self._cache_file}"
+        )
+        splits = {
+            "train": decode(root, train, self.image_size),
+            "test": decode(root, test, self.image_size),
+        }
+        fingerprint = content_fingerprint(splits["train"], self.class_names)
+        write_splits(self._cache_file, splits, {"fingerprint": fingerprint})

@@ -1,0 +1,261 @@
+"""Images decoded once, kept as uint8, and gathered by index where they lie.
+
+A :class:`Split` is one part of a dataset as tensors. :func:`decode` makes one from image files;
+:func:`write_splits` and :func:`read_splits` keep decoded splits in a cache file; and
+:func:`write_tensors` and :func:`read_tensors` do the same for any other result. Cache files are
+safetensors: reading one cannot execute anything.
+"""
+
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = [
+    "ListedFile",
+    "Split",
+    "content_fingerprint",
+    "decode",
+    "default_cache_dir",
+    "read_splits",
+    "read_tensors",
+    "to_device",
+    "write_splits",
+    "write_tensors",
+]
+
+CACHE_VERSION = 1
+"""Raised whenever a cache file of an earlier version must not be read any more."""
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without making the host wait for the copy."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        # Only copies from pinned memory run while the host goes on.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=True)
+
+
+class Split:
+    """One part of a dataset (train or test), in memory, index by index.
+
+    A plain class: Lightning's batch mover walks into dataclasses and would copy the images.
+
+    Args:
+        images: (N, C, H, W) uint8, on any device.
+        labels: (N,) int64 class numbers, on the CPU.
+        domains: (N,) int64 domain numbers, on the CPU; all 0 where the dataset has no domains.
+        paths: N names, relative to the dataset's folder with forward slashes; for datasets without
+            files, whatever tells the images apart.
+
+    Raises:
+        ValueError: the four do not describe the same N images.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, domains: Tensor, paths: Sequence[str]
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 (N, C, H, W), not {images.dtype} {tuple(images.shape)}"
+            )
+        if labels.dtype != torch.int64 or domains.dtype != torch.int64:
+            raise ValueError("labels and domains must be int64")
+        lengths = (len(images), len(labels), len(domains), len(paths))
+        if len(set(lengths)) != 1:
+            raise ValueError(f"images, labels, domains and paths differ in number: {lengths}")
+        self.images = images
+        self.labels = labels
+        self.domains = domains
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def to(self, device: torch.device) -> "Split":
+        """The same split with its images on ``device``; labels and domains stay on the CPU."""
+        return Split(self.images.to(device), self.labels, self.domains, self.paths)
+
+    def gather(self, indices: Tensor, mean: Tensor, std: Tensor, device: torch.device) -> Tensor:
+        """Pick images and normalise them: (x / 255 - mean) / std.
+
+        The host does not wait for the device, unless ``indices`` are on the device and the images
+        are not.
+
+        Args:
+            indices: int64 of any shape, image numbers.
+            mean: (C, 1, 1) float32 on ``device``, in units of pixels in [0, 1].
+            std: as ``mean``.
+            device: where the result is wanted.
+
+        Returns:
+            ``(*indices.shape, C, H, W)`` float32 on ``device``.
+        """
+        indices = to_device(indices, self.images.device)
+        picked = self.images.index_select(0, indices.flatten())
+        pixels = to_device(picked, device).float()
+        normalised = pixels.div_(255).sub_(mean).div_(std)
+        return normalised.view(*indices.shape, *self.images.shape[1:])
+
+
+class ListedFile(NamedTuple):
+    """An image file with what is known of it before it is read."""
+
+    path: str
+    """Relative to the dataset's folder, with forward slashes."""
+    label: int
+    domain: int
+
+
+def decode(root: Path, files: Sequence[ListedFile], image_size: int) -> Split:
+    """Read image files as RGB, squashed to a square where their size differs.
+
+    The resize is bilinear with antialiasing and does not keep the aspect ratio, as usual for domain
+    generalisation (as DomainBed does it).
+
+    Args:
+        root: the folder the paths are relative to.
+        files: what to read, in order.
+        image_size: height and width of the result in pixels.
+
+    Returns:
+        A split with (N, 3, image_size, image_size) images on the CPU.
+
+    Raises:
+        ValueError: a file cannot be read as an image.
+    """
+    pixels = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
+
+    def read(position: int) -> None:
+        path = root / files[position].path
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # all three mean a damaged file in PIL
+            raise ValueError(
+                f"{path} cannot be read as an image ({error}). "
+                "Replace it with an intact copy, or remove it (and its line in a list of files)."
+            ) from error
+        if image.size != (image_size, image_size):
+            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        pixels[position] = np.asarray(image)
+
+    with ThreadPoolExecutor() as pool:  # PIL decodes outside Python's lock
+        for _ in pool.map(read, range(len(files))):
+            pass
+    return Split(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor([file.label for file in files], dtype=torch.int64),
+        torch.tensor([file.domain for file in files], dtype=torch.int64),
+        [file.path for file in files],
+    )
+
+
+def content_fingerprint(train: Split, class_names: Sequence[str]) -> str:
+    """Hex digest of the decoded training images, their labels, domains and class names.
+
+    Equal fingerprints mean equal training data, wherever the files came from.
+    """
+    digest = blake2b(digest_size=16)
+    digest.update(json.dumps([list(train.images.shape), list(class_names)]).encode())
+    for tensor in (train.images, train.labels, train.domains):
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/dam_lightning``, or ``~/.cache/dam_lightning`` where that is not set."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dam_lightning"
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(tensors[name].contiguous().numpy().data, total)
+    return f"{total:08x}"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a cache file so that no reader ever sees part of it.
+
+    Written beside and renamed, so that several processes may write one file at once, as long as
+    they write the same: the name of a cache file must tell what is in it.
+
+    Args:
+        path: the file; its folder is made if need be.
+        tensors: CPU tensors by name.
+        metadata: text kept with them.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(dict(tensors), temporary, {**metadata, "checksum": _checksum(tensors)})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"cannot write the cache file {path} ({error}). "
+            "Free some space there, or name another folder with the argument cache_dir."
+        ) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Read what :func:`write_tensors` wrote.
+
+    Returns:
+        Tensors (memory-mapped) and metadata, or None where there is no such file or it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+            metadata = dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return None
+    return (tensors, metadata) if metadata.pop("checksum", None) == _checksum(tensors) else None
+
+
+def write_splits(path: Path, splits: Mapping[str, Split], metadata: Mapping[str, str]) -> None:
+    """Write decoded splits and some text to a cache file; see :func:`write_tensors`."""
+    tensors: dict[str, Tensor] = {}
+    paths: dict[str, list[str]] = {}
+    for name, split in splits.items():
+        tensors[f"{name}.images"] = split.images
+        tensors[f"{name}.labels"] = split.labels
+        tensors[f"{name}.domains"] = split.domains
+        paths[name] = split.paths
+    write_tensors(path, tensors, {**metadata, "paths": json.dumps(paths)})
+
+
+def read_splits(path: Path) -> tuple[dict[str, Split], dict[str, str]] | None:
+    """Splits and text as given to :func:`write_splits`, or None; see :func:`read_tensors`."""
+    found = read_tensors(path)
+    if found is None:
+        return None
+    tensors, metadata = found
+    paths: dict[str, list[str]] = json.loads(metadata.pop("paths"))
+    splits = {
+        name: Split(
+            tensors[f"{name}.images"], tensors[f"{name}.labels"], tensors[f"{name}.domains"], listed
+        )
+        for name, listed in paths.items()
+    }
+    return splits, metadata

@@ -1,0 +1,180 @@
+"""Decoding, gathering and the cache file."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dam_lightning.data.resident import (
+    ListedFile,
+    Split,
+    content_fingerprint,
+    decode,
+    default_cache_dir,
+    read_splits,
+    read_tensors,
+    write_splits,
+    write_tensors,
+)
+
+
+def make_split(number: int = 6) -> Split:
+    pixels = np.random.default_rng(2).integers(0, 256, (number, 3, 4, 4), dtype=np.uint8)
+    labels = torch.arange(number) % 2
+    return Split(torch.from_numpy(pixels), labels, labels * 0, [f"{n}.png" for n in range(number)])
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (0, 3)])
+def test_gather_takes_indices_of_any_shape(shape: tuple[int, ...]) -> None:
+    split = make_split()
+    indices = torch.randint(0, 6, shape)
+    mean, std = torch.full((3, 1, 1), 0.25), torch.full((3, 1, 1), 0.5)
+    images = split.gather(indices, mean, std, torch.device("cpu"))
+    assert images.shape == (*shape, 3, 4, 4)
+    expected = (split.images.numpy()[indices.numpy()] / 255 - 0.25) / 0.5
+    np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
+    assert split.images.dtype == torch.uint8  # and left as they were
+    assert torch.equal(split.images, make_split().images)
+
+
+def test_a_split_that_does_not_fit_together_is_refused() -> None:
+    split = make_split()
+    with pytest.raises(ValueError, match="differ in number"):
+        Split(split.images, split.labels[:5], split.domains, split.paths)
+    with pytest.raises(ValueError, match="uint8"):
+        Split(split.images.float(), split.labels, split.domains, split.paths)
+    with pytest.raises(ValueError, match="int64"):
+        Split(split.images, split.labels.int(), split.domains, split.paths)
+
+
+def test_decode_makes_rgb_squares(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    colour = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    grey = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+    wide = generator.integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    (tmp_path / "a b").mkdir()
+    for name, pixels in (("colour.png", colour), ("a b/grey.png", grey), ("wide.png", wide)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    files = [
+        ListedFile("wide.png", 2, 1),
+        ListedFile("colour.png", 0, 3),
+        ListedFile("a b/grey.png", 1, 0),
+    ]
+    split = decode(tmp_path, files, 8)
+    assert split.images.shape == (3, 3, 8, 8)
+    assert split.images.is_contiguous()
+    assert split.labels.tolist() == [2, 0, 1]
+    assert split.domains.tolist() == [1, 3, 0]
+    assert split.paths == ["wide.png", "colour.png", "a b/grey.png"]
+    np.testing.assert_array_equal(split.images[1].permute(1, 2, 0).numpy(), colour)
+    np.testing.assert_array_equal(split.images[2].numpy(), np.stack([grey] * 3))
+    # Against PyTorch's antialiased bilinear resize, which rounds a little differently.
+    wide_tensor = torch.from_numpy(wide).permute(2, 0, 1)[None].double()
+    expected = torch.nn.functional.interpolate(
+        wide_tensor, (8, 8), mode="bilinear", antialias=True, align_corners=False
+    )
+    assert (split.images[:1].double() - expected).abs().max() < 1.01
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])
+def test_an_unreadable_image_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "broken.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    intact = path.read_bytes()
+    path.write_bytes({"garbage": b"no image", "truncated": intact[:900], "empty": b""}[damage])
+    with pytest.raises(ValueError, match=r"broken\.jpg cannot be read .* Replace it"):
+        decode(tmp_path, [ListedFile("broken.jpg", 0, 0)], 8)
+
+
+def test_splits_survive_the_cache(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "cache.safetensors"
+    assert read_splits(path) is None
+    write_splits(path, {"train": make_split(6), "test": make_split(3)}, {"fingerprint": "abc"})
+    found = read_splits(path)
+    assert found is not None
+    splits, metadata = found
+    assert metadata == {"fingerprint": "abc"}
+    for name, number in (("train", 6), ("test", 3)):
+        for attribute in ("images", "labels", "domains"):
+            expected = getattr(make_split(number), attribute)
+            assert torch.equal(getattr(splits[name], attribute), expected)
+        assert splits[name].paths == make_split(number).paths
+    assert list(path.parent.iterdir()) == [path]  # no temporary file is left
+
+
+def test_damage_to_a_cache_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    write_tensors(path, {"a": torch.arange(1000), "b": torch.ones(7)}, {"key": "value"})
+    intact = path.read_bytes()
+    assert read_tensors(path) is not None
+    for length in (0, 4, 60, len(intact) // 2, len(intact) - 1):
+        path.write_bytes(intact[:length])
+        assert read_tensors(path) is None, length
+    for position in (0, 3, 20, len(intact) // 2, len(intact) - 1):
+        flipped = bytearray(intact)
+        flipped[position] ^= 0x10
+        path.write_bytes(flipped)
+        assert read_tensors(path) is None, position
+    path.write_bytes(intact)
+    assert read_tensors(path) is not None
+
+
+def test_writers_and_readers_at_once_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    tensors, metadata = {"a": torch.arange(50_000)}, {str(key): "value" for key in range(9)}
+    write_tensors(path, tensors, metadata)
+    errors: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for _ in range(20):
+                write_tensors(path, tensors, metadata)
+        except BaseException as error:  # handed to the main thread
+            errors.append(error)
+
+    writers = [threading.Thread(target=write) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    reads = 0
+    while any(writer.is_alive() for writer in writers) or reads == 0:
+        found = read_tensors(path)
+        assert found is not None
+        assert torch.equal(found[0]["a"], tensors["a"])
+        assert found[1] == metadata
+        reads += 1
+    for writer in writers:
+        writer.join()
+    assert errors == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write the cache file .*file.* argument cache_dir"):
+        write_tensors(tmp_path / "file" / "cache.safetensors", {"a": torch.ones(1)}, {})
+
+
+def test_the_fingerprint_sees_every_part_of_the_training_data() -> None:
+    names = ["cat", "dog"]
+    original = content_fingerprint(make_split(), names)
+    assert content_fingerprint(make_split(), names) == original
+    assert content_fingerprint(make_split(), ["cat", "dot"]) != original
+    assert content_fingerprint(make_split(5), names) != original
+    for attribute in ("images", "labels", "domains"):
+        changed = make_split()
+        getattr(changed, attribute).view(-1)[-1] += 1
+        assert content_fingerprint(changed, names) != original
+
+
+def test_the_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "dam_lightning"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_cache_dir() == tmp_path / "home" / ".cache" / "dam_lightning"
