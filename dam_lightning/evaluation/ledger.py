@@ -1,0 +1,101 @@
+"""A table of results on disk, one row for every finished test."""
+
+import csv
+import io
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from dam_lightning.version import __version__
+
+__all__ = ["COLUMNS", "append_row", "describe_machine"]
+
+COLUMNS = (
+    "dataset",
+    "ipc",
+    "method",
+    "dam",
+    "seed",
+    "steps",
+    "accuracy",
+    "deviation",
+    "interval",
+    "worst_domain",
+    "networks",
+    "device",
+    "seconds",
+    "peak_memory_mib",
+    "version",
+    "command",
+)
+"""Accuracies in percent; ``deviation`` is over networks, ``interval`` half of the 95 % interval;
+``seconds`` and ``peak_memory_mib`` are those of the test, which includes training the networks."""
+
+
+def append_row(path: str | os.PathLike[str], row: Mapping[str, object]) -> None:
+    """Append one row, with the columns of `COLUMNS`; the file is begun where it is missing.
+
+    The row is written by a single call, so that several runs can share a ledger.
+
+    Raises:
+        ValueError: if the row or the file has other columns.
+    """
+    if set(row) != set(COLUMNS):
+        raise ValueError(f"a row has the columns {', '.join(COLUMNS)}, got {', '.join(row)}")
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with target.open("x", encoding="utf-8", newline="") as file:
+            file.write(_line(COLUMNS))
+    except FileExistsError:
+        with target.open(encoding="utf-8", newline="") as file:
+            found = next(csv.reader(file), [])
+        if found != list(COLUMNS):
+            raise ValueError(
+                f"{target} is no ledger of this version: its columns are {found}; give another file"
+            ) from None
+    with target.open("a", encoding="utf-8", newline="") as file:
+        file.write(_line([row[column] for column in COLUMNS]))
+
+
+def describe_machine(device: torch.device) -> dict[str, object]:
+    """The columns that tell where and from what a result came."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        name = f"cpu x{torch.get_num_threads()}"
+        # Linux counts in KiB, macOS in bytes.
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return {
+        "device": name,
+        "peak_memory_mib": round(peak),
+        "version": _version(),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _line(values: "list[object] | tuple[object, ...]") -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()
+
+
+def _version() -> str:
+    """The package's version, with the commit where it runs from a checkout."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return __version__
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+    return f"{__version__}+{commit}"

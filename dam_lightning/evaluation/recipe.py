@@ -1,0 +1,68 @@
+"""How a training set is judged: which networks are trained on it, and how."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypedDict
+
+from dam_lightning.functional import DSA, strategy_operations
+
+__all__ = ["Recipe", "RecipeOptions"]
+
+
+class RecipeOptions(TypedDict, total=False):
+    """Any of the fields of `Recipe`; what is left out keeps its default."""
+
+    backbone: str
+    backbone_args: dict[str, Any]
+    num_networks: int
+    epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    batch_size: int
+    augmentation: str | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The evaluation protocol of DM, which the paper uses throughout (``evaluate_synset``).
+
+    Attributes:
+        backbone: class of the networks, as `dam_lightning.backbones.build_backbone` takes it.
+        backbone_args: its options.
+        num_networks: networks trained, each from fresh weights; figures are means over them.
+        epochs: epochs of each. The originals run one more than they say, so the paper's 1000 are
+            1001.
+        lr: step size of SGD; a tenth of it, with fresh momentum, after epoch (epochs - 1) // 2 + 1,
+            counted from 0.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        batch_size: images in a step; all of them, reshuffled each epoch.
+        augmentation: DSA strategy, parameters drawn for each image; None switches it off.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    backbone: str = "ConvNet"
+    backbone_args: Mapping[str, Any] = field(default_factory=dict)
+    num_networks: int = 10
+    epochs: int = 1001
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    augmentation: str | None = DSA
+
+    def __post_init__(self) -> None:
+        for name in ("num_networks", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"recipe: lr must be above 0, got {self.lr}")
+        if self.augmentation is not None:
+            strategy_operations(self.augmentation)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for metadata."""
+        return asdict(self)

@@ -1,0 +1,442 @@
+"""What all condensation methods share: the parameters, the two losses, and Lightning's hooks."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from dam_lightning.backbones import Backbone, build_backbone
+from dam_lightning.condensed_set import CondensedSet
+from dam_lightning.dam import DomainAwareModule
+from dam_lightning.data.groups import GroupedBatch, Groups
+from dam_lightning.evaluation.loop import EvaluatingModule
+from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
+from dam_lightning.files import run_folder
+from dam_lightning.functional import (
+    DSA,
+    AugmentationParameters,
+    augment,
+    augmentation_parameters,
+    strategy_operations,
+)
+from dam_lightning.methods.checkpoints import CondensedSetBeside, changed_arguments, check_shapes
+from dam_lightning.methods.gradients import carry_gradient
+from dam_lightning.randomness import numpy_generator, run_seed, seeded, torch_generator
+from dam_lightning.version import __version__
+
+__all__ = ["Condenser", "DAMOptions"]
+
+
+class DAMOptions(TypedDict, total=False):
+    """Arguments of `DomainAwareModule`; what is left out keeps its default."""
+
+    num_domains: int
+    temperature: float
+    init_value: float
+    init: Literal["constant", "normal"]
+    mask_channels: int | None
+    weight: float
+
+
+class Condenser(EvaluatingModule):
+    """Learns synthetic images by matching real ones; the base of every method.
+
+    A method implements `matching_loss` and `network_state`. The class loss is the matching loss on
+    images grouped by class, the domain loss the same function on images grouped by pseudo-domain
+    against the synthetic images seen through DAM's masks (paper eq. 6 to 8).
+
+    Args:
+        ipc: synthetic images per class.
+        dam: arguments of `DomainAwareModule`, ``{}`` for the paper's; None for the base method
+            alone.
+        backbone: class of the networks, as `dam_lightning.backbones.build_backbone` takes it.
+        backbone_args: its options.
+        lr_images: step size for the images.
+        lr_masks: step size for the masks; None: as for the images.
+        momentum: of SGD, for both.
+        augmentation: DSA strategy, one draw for each group, shared by its real and synthetic
+            images; None switches it off.
+        init: ``"noise"`` (standard normal, as in the paper's main tables) or ``"real"`` (random
+            real images of the class).
+        seed: key of all draws; None: the run's seed, or a resumed checkpoint's.
+        max_images: images whose activations may be in memory together; larger steps are cut into
+            pieces with the same gradient. None: 256 on a CPU, whose caches larger pieces overrun,
+            and 1024 elsewhere.
+        num_classes: None: the data module's.
+        image_shape: (C, H, W); None: the data module's.
+        recipe: how ``test`` evaluates, see `Recipe`; backbone, its options and the augmentation are
+            those of the condensation unless given.
+        ledger: CSV file to which ``test`` appends a row.
+
+    Attributes:
+        images: parameter, (M, C, H, W) with M = ipc * num_classes, class by class, normalised.
+        labels: buffer, (M,) int64.
+        dam: the `DomainAwareModule`, or None.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    images: nn.Parameter
+    labels: Tensor
+    dam: DomainAwareModule | None
+
+    def __init__(
+        self,
+        ipc: int = 1,
+        dam: DAMOptions | None = None,
+        backbone: str = "ConvNet",
+        backbone_args: dict[str, Any] | None = None,
+        lr_images: float = 1.0,
+        lr_masks: float | None = None,
+        momentum: float = 0.5,
+        augmentation: str | None = DSA,
+        init: Literal["noise", "real"] = "noise",
+        seed: int | None = None,
+        max_images: int | None = None,
+        num_classes: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+        recipe: RecipeOptions | None = None,
+        ledger: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("ipc", ipc), ("max_images", max_images)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if init not in ("noise", "real"):
+            raise ValueError(f"init must be noise or real, got {init!r}")
+        if (num_classes is None) != (image_shape is None):
+            raise ValueError("give both num_classes and image_shape, or neither")
+        self.save_hyperparameters()
+        self.ipc = ipc
+        self.dam = None
+        self.backbone = backbone
+        self.backbone_args = backbone_args or {}
+        self.lr_images = lr_images
+        self.lr_masks = lr_images if lr_masks is None else lr_masks
+        self.momentum = momentum
+        self.augmentation = augmentation
+        self.init = init
+        self.seed = run_seed() if seed is None else seed
+        self._max_images = max_images
+        self.ledger = ledger
+        inherited: dict[str, Any] = {
+            "backbone": backbone,
+            "backbone_args": self.backbone_args,
+            "augmentation": augmentation,
+        }
+        self.recipe = Recipe(**{**inherited, **(recipe or {})})
+        self._dam_options = dam
+        self._operations = () if augmentation is None else strategy_operations(augmentation)
+        self._seed_is_given = seed is not None
+        self._images_are_initial = True
+        self._rates_were_changed = False
+        self._provenance: dict[str, Any] = {}
+        if num_classes is not None and image_shape is not None:
+            self._build(num_classes, image_shape)
+
+    # What a method implements.
+
+    @abstractmethod
+    def network_state(self, step: int) -> Any:
+        """The network, or networks, of a step: whatever `matching_loss` needs of it.
+
+        Must be a function of the seed and the step, hold no registered submodule, and be equal on
+        all processes.
+        """
+
+    @abstractmethod
+    def matching_loss(self, state: Any, real: Tensor, counts: Tensor, synthetic: Tensor) -> Tensor:
+        """How far the synthetic images of some groups are from the real ones.
+
+        Args:
+            state: from `network_state`.
+            real: (G, B, C, H, W), augmented.
+            counts: (G,) int64 on the device of ``real``: leading rows of each group that count.
+            synthetic: (G, I, C, H, W), augmented alike.
+
+        Returns:
+            A scalar, a sum over the groups, differentiable in ``synthetic``.
+        """
+
+    # The step.
+
+    def training_step(self, batch: GroupedBatch, batch_idx: int) -> Tensor:
+        """One image update: class loss, plus weighted domain loss (paper eq. 6 to 8)."""
+        state = self.network_state(batch.step)
+        by_class = self.images.view(-1, self.ipc, *self.images.shape[1:])
+        loss = class_loss = self._match("class", batch, batch.classes, by_class, state)
+        if self.dam is not None and self.dam.weight > 0:
+            if batch.domains is None:
+                raise MisconfigurationException(
+                    "DAM needs real images by pseudo-domain: the data module's setup_domains was "
+                    "not called, or its batches leave domains out"
+                )
+            domain_views = self.dam(self.images)
+            domain_loss = self._match("domain", batch, batch.domains, domain_views, state)
+            loss = class_loss + self.dam.weight * domain_loss
+            self.log("loss_class", class_loss.detach(), sync_dist=True)
+            self.log("loss_domain", domain_loss.detach(), sync_dist=True)
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
+        return loss
+
+    def _match(
+        self, branch: str, batch: GroupedBatch, groups: Groups, synthetic: Tensor, state: Any
+    ) -> Tensor:
+        """The matching loss of one grouping; its gradient is computed here, piece by piece.
+
+        Only the synthetic images of a piece have a graph, and no two pieces have one together.
+        """
+        value = torch.zeros((), device=synthetic.device, dtype=synthetic.dtype)
+        gradient = torch.zeros_like(synthetic)
+        rows = self._own_groups(branch, batch)
+        together = max(1, self.max_images // max(groups.indices.shape[1], synthetic.shape[1]))
+        for piece in (rows[i : i + together] for i in range(0, len(rows), together)):
+            real = groups.images(piece)
+            counts = groups.counts[piece].to(real.device, non_blocking=True)
+            leaf = synthetic[piece].detach().requires_grad_()
+            views = leaf
+            if self.augmentation is not None:
+                drawn = self._draw_augmentation(branch, batch.step, piece)
+                real, views = augment(real, drawn), augment(leaf, drawn)
+            loss = self.matching_loss(state, real, counts, views)
+            (gradient[piece],) = torch.autograd.grad(loss, leaf)
+            value += loss.detach()
+        # Strategies average over processes; the loss is a sum.
+        world_size = self._world_size
+        return carry_gradient(value * world_size, gradient * world_size, synthetic)
+
+    def _own_groups(self, branch: str, batch: GroupedBatch) -> list[int]:
+        """This process's share of the groups: classes, then domains, dealt out one by one."""
+        if branch == "class":
+            first, count = 0, batch.classes.indices.shape[0]
+        else:
+            assert batch.domains is not None
+            first, count = batch.classes.indices.shape[0], batch.domains.indices.shape[0]
+        rank = 0 if self._trainer is None else self.trainer.global_rank
+        return [row for row in range(count) if (first + row) % self._world_size == rank]
+
+    @property
+    def _world_size(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    def _draw_augmentation(
+        self, branch: str, step: int, rows: Sequence[int]
+    ) -> AugmentationParameters:
+        """Parameters for some groups of a step, each drawn by its own key."""
+        generators = [
+            numpy_generator(self.seed, f"augmentation/{branch}", step, row) for row in rows
+        ]
+        operations = torch.tensor([int(g.choice(self._operations)) for g in generators])
+        # In float64 on the host, so that every device and precision sees the same parameters.
+        uniforms = torch.stack([torch.from_numpy(g.random(3)) for g in generators])
+        height, width = self.images.shape[-2:]
+        parameters = augmentation_parameters(operations, uniforms, (height, width))
+        return parameters.to(self.images, non_blocking=True)
+
+    @property
+    def max_images(self) -> int:
+        """Images whose activations may be in memory together."""
+        return self._max_images or (256 if self.device.type == "cpu" else 1024)
+
+    def fresh_network(self, step: int, stream: str = "network") -> Backbone:
+        """A newly initialised backbone on this module's device, fixed by seed, stream and step."""
+        channels, height, width = self.images.shape[1:]
+        return build_backbone(
+            self.backbone,
+            (channels, height, width),
+            len(self.labels) // self.ipc,
+            self.backbone_args,
+            device=self.images.device,
+            seed=self.seed,
+            stream=stream,
+            step=step,
+        )
+
+    # Lightning's hooks.
+
+    def setup(self, stage: str) -> None:
+        """Take shapes and, for ``fit``, pseudo-domains and initial images from the data module.
+
+        Raises:
+            MisconfigurationException: if the data module is missing or contradicts the arguments,
+                or the Trainer is set to something that would change the method.
+        """
+        data = self._data
+        if data is None:
+            raise MisconfigurationException("a Condenser takes its real images from a data module")
+        shapes = {"num_classes": data.num_classes, "image_shape": tuple(data.image_shape)}
+        if not self._is_built:
+            self._build(**shapes)
+        for name, value in shapes.items():
+            ours = self.hparams[name]
+            if (tuple(ours) if isinstance(ours, list) else ours) != value:
+                raise MisconfigurationException(
+                    f"{name} is {ours}, but the data has {value}; leave the argument out, or give "
+                    "the data it was meant for"
+                )
+        self._provenance = {
+            "dataset": type(data).__name__,
+            "class_names": list(data.class_names),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "fingerprint": getattr(data, "fingerprint", None),
+            "data": dict(data.hparams),
+        }
+        if stage != "fit":
+            return
+        if self.trainer.accumulate_grad_batches != 1:
+            raise MisconfigurationException(
+                "accumulate_grad_batches must be 1: a step is one image update on fresh draws; to "
+                "save memory, lower max_images, which leaves the gradient as it is"
+            )
+        if self.dam is not None and self.dam.weight > 0:
+            data.setup_domains(self.dam.num_domains)
+        if self.init == "real" and self._images_are_initial:
+            with torch.no_grad():
+                self.images.copy_(data.random_images(self.ipc, self.seed, "init"))
+        self._images_are_initial = False
+        strategy = self.trainer.strategy
+        if not isinstance(strategy.checkpoint_io, CondensedSetBeside):
+            strategy.checkpoint_io = CondensedSetBeside(strategy.checkpoint_io, self.condensed_set)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One SGD for images and masks, so that a step is a step in every count of Lightning's."""
+        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": self.lr_images}]
+        if self.dam is not None and self.dam.weight > 0:
+            groups.append({"params": list(self.dam.parameters()), "lr": self.lr_masks})
+        return torch.optim.SGD(groups, lr=self.lr_images, momentum=self.momentum)
+
+    def on_train_start(self) -> None:
+        """Let step sizes that were changed on resuming win over the optimiser's saved ones."""
+        if self._rates_were_changed:
+            optimizer = self.trainer.optimizers[0]
+            rates = (self.lr_images, self.lr_masks)
+            for group, lr in zip(optimizer.param_groups, rates, strict=False):
+                group.update(lr=lr, momentum=self.momentum)
+
+    def on_train_end(self) -> None:
+        """Write the condensed set into the run's folder."""
+        path = run_folder(self.trainer) / "condensed.safetensors"
+        if self.trainer.is_global_zero:
+            self.condensed_set().save(path)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a condensed set made from the checkpoint must tell."""
+        checkpoint["condenser"] = {
+            "class": type(self).__qualname__,
+            "seed": self.seed,
+            "steps": self.global_step,
+            "provenance": self._provenance,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits, and go on with its seed.
+
+        Raises:
+            MisconfigurationException: if it is of another class or shape.
+        """
+        saved = checkpoint.get("condenser", {"class": "another module"})
+        if saved["class"] != type(self).__qualname__:
+            raise MisconfigurationException(
+                f"this is a checkpoint of {saved['class']}, not of {type(self).__qualname__}; give "
+                "the class it was made with"
+            )
+        theirs = checkpoint["hyper_parameters"]
+        if not self._is_built:
+            self._build(theirs["num_classes"], tuple(theirs["image_shape"]))
+        check_shapes(self.hparams, self.state_dict(), theirs, checkpoint["state_dict"])
+        changed = changed_arguments(self.hparams, theirs)
+        if not self._seed_is_given:
+            self.seed = saved["seed"]
+        elif self.seed != saved["seed"]:
+            changed["seed"] = (self.seed, saved["seed"])
+        if changed:
+            listed = ", ".join(f"{name}={new} (was {old})" for name, (new, old) in changed.items())
+            rank_zero_info(f"Arguments that differ from the checkpoint's: {listed}")
+        self._rates_were_changed = bool({"lr_images", "lr_masks", "momentum"} & set(changed))
+        self._provenance = self._provenance or saved["provenance"]
+        self._saved_steps = saved["steps"]
+        self._images_are_initial = False
+
+    # What comes out.
+
+    def condensed_set(self) -> CondensedSet:
+        """The images as they are now, with their provenance and without masks.
+
+        Raises:
+            RuntimeError: if the shapes are not known yet.
+        """
+        if not self._is_built:
+            raise RuntimeError(
+                "there are no images yet: they are made when fit begins, or at once if num_classes "
+                "and image_shape are given"
+            )
+        channels, num_classes = self.images.shape[1], len(self.labels) // self.ipc
+        unknown = {
+            "class_names": [str(number) for number in range(num_classes)],
+            "mean": [0.0] * channels,
+            "std": [1.0] * channels,
+        }
+        trainer = {}
+        if self._trainer is not None:
+            trainer = {"max_steps": self.trainer.max_steps, "precision": self.trainer.precision}
+        hparams = {k: v for k, v in self.hparams.items() if not k.startswith("_")}
+        provenance = {**unknown, **self._provenance}
+        metadata = {
+            "method": type(self).__name__,
+            "ipc": self.ipc,
+            "dam": 0 if self.dam is None else self.dam.num_domains,
+            "seed": self.seed,
+            "steps": self._steps,
+            "version": __version__,
+            "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
+            "config": {"model": hparams, "data": provenance.pop("data", None), "trainer": trainer},
+            "recipe": self.recipe.as_dict(),
+            **provenance,
+        }
+        return CondensedSet(self.images.detach().float().cpu(), self.labels.cpu(), metadata)
+
+    @property
+    def _steps(self) -> int:
+        """Image updates so far."""
+        return self.global_step or self._saved_steps
+
+    # For evaluation.
+
+    def training_set(self, number: int) -> tuple[Tensor, Tensor]:
+        """The synthetic images and their labels, the same for every network."""
+        return self.images.detach(), self.labels
+
+    def describe(self) -> dict[str, Any]:
+        """This condensation, for the ledger."""
+        metadata = self.condensed_set().metadata
+        return {name: metadata[name] for name in ("ipc", "method", "dam", "seed", "steps")}
+
+    # Building.
+
+    _saved_steps = 0
+
+    @property
+    def _is_built(self) -> bool:
+        return "labels" in self._buffers
+
+    def _build(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Make the parameters, from noise."""
+        count = self.ipc * num_classes
+        noise = torch_generator("cpu", self.seed, "init")
+        self.images = nn.Parameter(torch.randn(count, *image_shape, generator=noise))
+        self.register_buffer("labels", torch.arange(num_classes).repeat_interleave(self.ipc))
+        if self._dam_options is not None:
+            with seeded("cpu", self.seed, "masks"):
+                self.dam = DomainAwareModule(count, image_shape, **self._dam_options)
+            if self.dam.weight == 0:
+                # Masks that take no part need no gradient; distributed strategies insist on one.
+                self.dam.requires_grad_(False)
+        self.hparams["num_classes"] = num_classes
+        self.hparams["image_shape"] = list(image_shape)

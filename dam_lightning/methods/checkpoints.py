@@ -1,0 +1,119 @@
+"""Checkpoints of a condensation: what they must agree on, and the condensed set beside each."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from dam_lightning.condensed_set import CondensedSet
+
+__all__ = ["CondensedSetBeside", "changed_arguments", "check_shapes"]
+
+_SHAPING = ("ipc", "num_classes", "image_shape", "backbone", "backbone_args")
+_UNREPORTED = (*_SHAPING, "dam", "seed", "recipe", "ledger", "num_classes", "image_shape")
+
+
+class CondensedSetBeside(CheckpointIO):
+    """Writes the condensed set next to every checkpoint, whoever asked for the checkpoint.
+
+    The set of ``name.ckpt`` is ``name.safetensors``; it is removed with the checkpoint.
+
+    Args:
+        inner: does the work.
+        condensed_set: makes the set.
+    """
+
+    def __init__(self, inner: CheckpointIO, condensed_set: Callable[[], CondensedSet]) -> None:
+        self._inner = inner
+        self._condensed_set = condensed_set
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write both."""
+        self._inner.save_checkpoint(checkpoint, path, storage_options)
+        beside = _beside(path)
+        if beside is not None:
+            self._condensed_set().save(beside)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read the checkpoint."""
+        return self._inner.load_checkpoint(path, map_location, weights_only)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove both."""
+        self._inner.remove_checkpoint(path)
+        beside = _beside(path)
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+
+    def teardown(self) -> None:
+        """Close what does the work."""
+        self._inner.teardown()
+
+
+def _beside(path: Any) -> Path | None:
+    """Where the set of a checkpoint goes; nowhere for remote storage, which has no renaming."""
+    if "://" in str(path):
+        return None
+    name = Path(path).name.removesuffix(".ckpt")
+    return Path(path).with_name(f"{name}.safetensors")
+
+
+def check_shapes(
+    ours: Mapping[str, Any],
+    our_state: Mapping[str, Tensor],
+    theirs: Mapping[str, Any],
+    their_state: Mapping[str, Tensor],
+) -> None:
+    """Refuse a checkpoint whose parameters do not fit.
+
+    Args:
+        ours: hyperparameters of the module.
+        our_state: its parameters.
+        theirs: hyperparameters in the checkpoint.
+        their_state: parameters in the checkpoint.
+
+    Raises:
+        MisconfigurationException: naming every argument that differs, with both values.
+    """
+    differing = []
+    for name in _SHAPING:
+        values = [_plain(hparams.get(name)) for hparams in (ours, theirs)]
+        differing += [(name, *values)] if values[0] != values[1] else []
+    masks = [state.get("dam.logits") for state in (our_state, their_state)]
+    for name, dimension in (("dam.num_domains", 1), ("dam.mask_channels", 2)):
+        sizes = [None if mask is None else mask.shape[dimension] for mask in masks]
+        differing += [(name, *sizes)] if sizes[0] != sizes[1] else []
+    if differing:
+        lines = "; ".join(f"{name}: {o} here, {t} in the checkpoint" for name, o, t in differing)
+        raise MisconfigurationException(
+            f"the checkpoint does not fit: {lines}. Use the checkpoint's values, or begin anew"
+        )
+
+
+def changed_arguments(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Arguments that may differ from the checkpoint's, and do: name -> (ours, theirs)."""
+    names = [name for name in ours if name in theirs and name not in _UNREPORTED]
+    pairs = {name: (ours[name], theirs[name]) for name in names if not name.startswith("_")}
+    # Of DAM's arguments those that shape nothing; the others are compared by `check_shapes`.
+    our_dam, their_dam = (dict(hparams.get("dam") or {}) for hparams in (ours, theirs))
+    for name in ("temperature", "weight"):
+        pairs[f"dam.{name}"] = (our_dam.get(name), their_dam.get(name))
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, and an empty mapping for none, as YAML and Python may each write them."""
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()} or None
+    return value

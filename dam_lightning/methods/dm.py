@@ -1,0 +1,60 @@
+"""DM: distribution matching, with networks that are never trained."""
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from dam_lightning.backbones import Backbone
+from dam_lightning.functional import distribution_matching_loss
+from dam_lightning.methods.base import Condenser
+
+__all__ = ["DM"]
+
+
+class DM(Condenser):
+    """Distribution matching: mean embeddings of real and synthetic images under random networks.
+
+    Zhao and Bilen, Dataset Condensation with Distribution Matching (WACV 2023). Each step draws one
+    network and uses it for both losses; appendix A of the DAM paper explains why DM needs no
+    second.
+
+    Arguments and attributes are those of `Condenser`; the defaults are the paper's.
+
+    Raises:
+        ValueError: in addition, if the backbone has batch normalisation, whose statistics would tie
+            the groups of a step together.
+    """
+
+    def network_state(self, step: int) -> Backbone:
+        """A fresh random network, frozen."""
+        network = self.fresh_network(step)
+        if any(isinstance(module, _BatchNorm) for module in network.modules()):
+            raise ValueError(
+                f"DM cannot condense with {self.backbone} and batch normalisation: embeddings "
+                "would depend on which groups share a forward pass; use norm: instancenorm"
+            )
+        network.requires_grad_(False)
+        return network
+
+    def matching_loss(
+        self, state: Backbone, real: Tensor, counts: Tensor, synthetic: Tensor
+    ) -> Tensor:
+        """Squared distance of the mean embeddings, summed over the groups."""
+        with torch.no_grad():
+            real_features = self._embed(state, real)
+        return distribution_matching_loss(real_features, self._embed(state, synthetic), counts)
+
+    def _embed(self, network: Backbone, images: Tensor) -> Tensor:
+        """(G, B, C, H, W) -> (G, B, F), with the activations of at most ``max_images`` kept."""
+        pieces = torch.split(images.flatten(0, 1), self.max_images)
+        if len(pieces) > 1 and torch.is_grad_enabled():
+            # Each piece's activations are computed again in backward instead of being kept.
+            features = [
+                checkpoint(network.features, piece, use_reentrant=False, preserve_rng_state=False)
+                for piece in pieces
+            ]
+        else:
+            features = [network.features(piece) for piece in pieces]
+        # Means and distances are taken in the images' precision, also under autocast.
+        return torch.cat(features).to(images.dtype).view(*images.shape[:2], -1)
