@@ -1,0 +1,66 @@
+"""The evaluation protocol at the end of a fit."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from dam_lightning.evaluation.evaluator import evaluate
+from dam_lightning.evaluation.table import print_scores
+from dam_lightning.methods.base import Condenser
+
+__all__ = ["FinalEvaluation"]
+
+
+class FinalEvaluation(Callback):
+    """Evaluates what a fit condensed, beside as many random real images, and prints both.
+
+    Everything is trained by the module's recipe. The result chooses nothing.
+
+    Args:
+        random: whether to evaluate random real images too, drawn anew for each network.
+    """
+
+    def __init__(self, random: bool = True) -> None:
+        self.random = random
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run the protocol.
+
+        Raises:
+            TypeError: if the module is no `Condenser`.
+        """
+        if not isinstance(pl_module, Condenser):
+            raise TypeError(f"FinalEvaluation is for a Condenser, not {type(pl_module).__name__}")
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # The strategy has already moved the module off the accelerator.
+        device = trainer.strategy.root_device
+        pl_module.to(device)
+
+        def random_images(number: int) -> tuple[Tensor, Tensor]:
+            images = data.random_images(pl_module.ipc, pl_module.seed, "evaluation/random", number)
+            return images, torch.as_tensor(pl_module.labels)
+
+        sets = {pl_module.label: pl_module.training_set}
+        if self.random:
+            sets["random real images"] = random_images
+        rows = {
+            name: evaluate(
+                training_set,
+                data.test_dataloader(),
+                data.num_classes,
+                len(data.domain_names),
+                pl_module.recipe,
+                pl_module.seed,
+            )
+            for name, training_set in sets.items()
+        }
+        if trainer.is_global_zero:
+            recipe = pl_module.recipe
+            title = (
+                f"{type(data).__name__}, {pl_module.ipc} image(s) per class, "
+                f"{recipe.num_networks} {recipe.backbone}s of {recipe.epochs} epochs"
+            )
+            print_scores(rows, data.domain_names, title)

@@ -1,0 +1,49 @@
+"""The closing table of a condensation."""
+
+import time
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from rich.console import Console
+from rich.table import Table
+
+from dam_lightning.files import run_folder
+from dam_lightning.methods.base import Condenser
+
+__all__ = ["RunSummary"]
+
+
+class RunSummary(Callback):
+    """Says what a condensation did, how long it took, and where its files are."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it."""
+        self._seconds = time.monotonic() - self._start
+        self._steps = trainer.global_step - self._first_step
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table."""
+        folder = run_folder(trainer)
+        if not (trainer.is_global_zero and isinstance(pl_module, Condenser)):
+            return
+        table = Table(title="Condensed", show_header=False)
+        table.add_row("method", pl_module.label)
+        table.add_row("images", f"{len(pl_module.labels)}, {pl_module.ipc} per class")
+        table.add_row("steps", f"{self._steps} in {self._seconds:.0f} s")
+        loss = trainer.callback_metrics.get("loss")
+        if loss is not None:
+            table.add_row("last loss", f"{float(loss):.4g}")
+        for name, file in (
+            ("condensed set", "condensed.safetensors"),
+            ("picture", "condensed.png"),
+            ("checkpoint", "last.ckpt"),
+        ):
+            if (folder / file).exists():
+                table.add_row(name, str(folder / file), style="bold")
+        # Paths are to be copied: a table that wraps or cuts them is of no use.
+        console = Console()
+        console.print(table, soft_wrap=True, crop=False, overflow="ignore", no_wrap=True)
