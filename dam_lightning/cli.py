@@ -57,6 +57,12 @@ class _CLI(LightningCLI):
         )
         return parser
 
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        # Modules print tables of their own, by domain; Lightning's would repeat them as a list.
+        for subcommand in ("validate", "test"):
+            self._parser(subcommand).set_defaults(verbose=False)
+
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the class and arguments stored in the checkpoint replace what the user
         # wrote, silently. Modules check checkpoints themselves, in ``on_load_checkpoint``.
@@ -95,6 +101,7 @@ def main(args: ArgsType = None) -> None:
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
             "max_epochs": -1,
+            "enable_model_summary": False,
             "callbacks": [LastCheckpoint(), CondensedPicture(), StepProgress(), RunSummary()],
         },
         seed_everything_default=0,
@@ -104,3 +111,7 @@ def main(args: ArgsType = None) -> None:
         auto_configure_optimizers=False,
         args=args,
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -66,7 +66,7 @@ class StepProgress(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the last step and stop."""
-        if self._enabled:
+        if self._enabled and trainer.global_step > self._first_step:
             self._show(trainer, pl_module)
         self._stop()
 
@@ -86,7 +86,8 @@ class StepProgress(ProgressBar):
         if self._progress is not None:
             self._progress.update(self._task, completed=step, figures=text)
         else:
-            print(f"step {step}/{trainer.max_steps}, {text}", flush=True)
+            of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+            print(f"step {step}{of}, {text}", flush=True)
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -1,6 +1,7 @@
 """The closing table of a condensation."""
 
 import time
+from pathlib import Path
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
@@ -37,13 +38,20 @@ class RunSummary(Callback):
         loss = trainer.callback_metrics.get("loss")
         if loss is not None:
             table.add_row("last loss", f"{float(loss):.4g}")
+        console = Console()
+        console.print(table)
+        # Below the table, which would cut long paths: they are there to be copied.
         for name, file in (
             ("condensed set", "condensed.safetensors"),
             ("picture", "condensed.png"),
             ("checkpoint", "last.ckpt"),
         ):
-            if (folder / file).exists():
-                table.add_row(name, str(folder / file), style="bold")
-        # Paths are to be copied: a table that wraps or cuts them is of no use.
-        console = Console()
-        console.print(table, soft_wrap=True, crop=False, overflow="ignore", no_wrap=True)
+            path = folder / file
+            if path.exists():
+                console.print(f"{name + ':':15}{_shortest(path)}", soft_wrap=True, highlight=False)
+
+
+def _shortest(path: Path) -> Path:
+    """Relative to the working directory, where it lies in it."""
+    path = path.absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -8,7 +8,6 @@ safetensors: reading one cannot execute anything.
 
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from dam_lightning.files import written_beside
 
 __all__ = [
     "ListedFile",
@@ -202,14 +203,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(dict(tensors), temporary, {**metadata, "checksum": _checksum(tensors)})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_beside(path) as beside:
+            save_file(dict(tensors), beside, {**metadata, "checksum": _checksum(tensors)})
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"cannot write the cache file {path} ({error}). "

@@ -1,7 +1,7 @@
 """What all condensation methods share: the parameters, the two losses, and Lightning's hooks."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import lightning
@@ -348,8 +348,7 @@ class Condenser(EvaluatingModule):
                 "the class it was made with"
             )
         theirs = checkpoint["hyper_parameters"]
-        if not self._is_built:
-            self._build(theirs["num_classes"], tuple(theirs["image_shape"]))
+        self._build_as(checkpoint["state_dict"])
         check_shapes(self.hparams, self.state_dict(), theirs, checkpoint["state_dict"])
         changed = changed_arguments(self.hparams, theirs)
         if not self._seed_is_given:
@@ -376,6 +375,11 @@ class Condenser(EvaluatingModule):
             raise RuntimeError(
                 "there are no images yet: they are made when fit begins, or at once if num_classes "
                 "and image_shape are given"
+            )
+        if self._trainer is not None and not self._provenance:
+            raise RuntimeError(
+                "what the images were made from is known to the processes that made them; load "
+                "condensed.safetensors from the run's folder"
             )
         channels, num_classes = self.images.shape[1], len(self.labels) // self.ipc
         unknown = {
@@ -421,6 +425,18 @@ class Condenser(EvaluatingModule):
     # Building.
 
     _saved_steps = 0
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load images and masks, making them first where their shapes are not known yet."""
+        self._build_as(state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _build_as(self, state_dict: Mapping[str, Any]) -> None:
+        if not self._is_built and {"images", "labels"} <= set(state_dict):
+            channels, height, width = state_dict["images"].shape[1:]
+            self._build(len(state_dict["labels"]) // self.ipc, (channels, height, width))
 
     @property
     def _is_built(self) -> bool:

@@ -36,7 +36,8 @@ class CondensedSetBeside(CheckpointIO):
         """Write both."""
         self._inner.save_checkpoint(checkpoint, path, storage_options)
         beside = _beside(path)
-        if beside is not None:
+        # Bare weights, which spawned processes hand over in a file, are no checkpoint.
+        if beside is not None and "state_dict" in checkpoint:
             self._condensed_set().save(beside)
 
     def load_checkpoint(

@@ -57,7 +57,7 @@ def test_a_draw_depends_on_seed_stream_step_and_group_only() -> None:
     for step in range(5):
         index.draw(4, 7, "s", step)
     torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002 (the global generator must not matter)
+    np.random.seed(3)
     assert torch.equal(index.draw(4, 7, "s", 30)[0], first)
     assert torch.equal(GroupIndex(LABELS, NAMES).draw(4, 7, "s", 30)[0], first)
     for other in ((8, "s", 30), (7, "t", 30), (7, "s", 31)):

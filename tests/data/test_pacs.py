@@ -13,7 +13,7 @@ import torch
 from dam_lightning.data import PACS, domain_folders
 from dam_lightning.data import base as base_module
 from dam_lightning.data.resident import read_splits
-from tests.data.conftest import PER_CELL
+from tests.conftest import PER_CELL
 from tests.reference.fourier import pseudo_domains
 
 MakePACS = Callable[..., PACS]

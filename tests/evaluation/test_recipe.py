@@ -1,0 +1,57 @@
+"""Settings of the protocol."""
+
+import json
+from dataclasses import FrozenInstanceError, fields
+from typing import Any, get_type_hints
+
+import pytest
+
+from dam_lightning.evaluation import Recipe, RecipeOptions
+from dam_lightning.functional import DSA
+
+
+def test_the_defaults_are_the_protocol_of_distribution_matching() -> None:
+    assert Recipe().as_dict() == {
+        "backbone": "ConvNet",
+        "backbone_args": {},
+        "num_networks": 10,
+        "epochs": 1001,
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "batch_size": 256,
+        "augmentation": DSA,
+    }
+
+
+def test_options_are_the_fields() -> None:
+    """What the command line offers and what a recipe has stay the same."""
+    assert set(get_type_hints(RecipeOptions)) == {field.name for field in fields(Recipe)}
+    assert RecipeOptions.__total__ is False
+
+
+def test_a_recipe_survives_metadata() -> None:
+    recipe = Recipe(backbone_args={"width": 8}, epochs=5, augmentation=None)
+    assert Recipe(**json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+def test_a_recipe_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Recipe().epochs = 3  # type: ignore[misc]
+    assert Recipe().backbone_args is not Recipe().backbone_args
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_networks": 0}, "recipe: num_networks must be at least 1, got 0"),
+        ({"epochs": 0}, "recipe: epochs must be at least 1, got 0"),
+        ({"batch_size": -1}, "recipe: batch_size must be at least 1, got -1"),
+        ({"lr": 0.0}, "recipe: lr must be above 0, got 0.0"),
+        ({"lr": float("nan")}, "recipe: lr must be above 0"),
+        ({"augmentation": "blur"}, "'blur' is no operation"),
+    ],
+)
+def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
