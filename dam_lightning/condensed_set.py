@@ -91,7 +91,10 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
 
     def pixels(self) -> Tensor:
         """The images as one would look at them: (M, C, H, W) float32, clipped to [0, 1]."""
-        mean, std = (torch.tensor(self.metadata[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        mean, std = (
+            torch.tensor(self.metadata[key], device=self.images.device).view(-1, 1, 1)
+            for key in ("mean", "std")
+        )
         return (self.images * std + mean).clamp(0, 1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -131,13 +134,21 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         of a percent counts.
 
         Raises:
-            ValueError: if a class name cannot be the name of a folder.
+            ValueError: if a class name cannot be the name of a folder, or two classes share one.
+            FileExistsError: if the folder of a class exists: its pictures would be mixed up with
+                these.
         """
         for name in self.class_names:
             if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
                 raise ValueError(f"class name {name!r} cannot be the name of a folder")
-        pixels = (self.pixels() * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        counts = dict.fromkeys(range(len(self.class_names)), 0)
+            if self.class_names.count(name) > 1:
+                raise ValueError(
+                    f"several classes are named {name!r}; they need folders of their own"
+                )
+            if (Path(directory) / name).exists():
+                raise FileExistsError(f"{Path(directory) / name} exists; give a new folder")
+        pixels = (self.pixels() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        counts = [0] * len(self.class_names)
         for image, label in zip(pixels, self.labels.tolist(), strict=True):
             folder = Path(directory) / self.class_names[label]
             folder.mkdir(parents=True, exist_ok=True)

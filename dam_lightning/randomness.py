@@ -67,17 +67,18 @@ def torch_generator(
 def seeded(
     device: torch.device | str, seed: int, stream: str, step: int = 0, group: int = 0
 ) -> Iterator[None]:
-    """Seed PyTorch's global generators inside the block and restore them after it.
+    """Seed PyTorch's global generators of the CPU and of ``device``, and restore them afterwards.
 
-    For code that draws from the global generators and cannot be handed one, such as the
-    constructors of modules. Inside the block new tensors are made on ``device``. Arguments as
-    :func:`numpy_generator`.
+    For code that draws from the global generators and cannot be handed one, such as constructors of
+    modules and dropout. Arguments as :func:`numpy_generator`.
     """
     device = torch.device(device)
-    forked = [] if device.type == "cpu" else [device]
-    with (
-        torch.random.fork_rng(devices=forked, device_type=device.type if forked else "cuda"),
-        device,
-    ):
-        torch.manual_seed(_torch_seed(seed, stream, step, group))
+    number = _torch_seed(seed, stream, step, group)
+    forked = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=forked):
+        # Not torch.manual_seed, which seeds every GPU, and would leave the others so.
+        torch.default_generator.manual_seed(number)
+        if forked:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
         yield

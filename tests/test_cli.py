@@ -102,11 +102,9 @@ def test_the_config_decides_not_the_checkpoint(config: str) -> None:
     condensed = condense(config)
     checkpoint = str(newest() / "last.ckpt")
     file = str(newest() / "condensed.safetensors")
+    evaluate = ["test", "--model", "Evaluation", "--model.condensed", file, "--data", "Digits"]
     with pytest.raises(MisconfigurationException, match="no checkpoint of an Evaluation"):
-        main(
-            ["test", "--model", "Evaluation", "--model.condensed", file, "--data", "Digits"]
-            + ["--ckpt_path", checkpoint]
-        )
+        main([*evaluate, "--ckpt_path", checkpoint])
     with pytest.raises(MisconfigurationException, match="ipc: 2 here, 1 in the checkpoint"):
         main(["test", "--config", config, "--model.ipc", "2", "--ckpt_path", checkpoint])
     with pytest.raises(MisconfigurationException, match="num_domains: None here, 4 in"):

@@ -45,7 +45,7 @@ def build_backbone(
         ValueError: if there is no such class or it does not take these options.
     """
     backbone_class = _find(name)
-    with seeded(device, seed, stream, step, group):
+    with seeded(device, seed, stream, step, group), torch.device(device):
         try:
             network = backbone_class(tuple(image_shape), num_classes, **(options or {}))
         except TypeError as error:
@@ -63,8 +63,8 @@ def _find(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module or "dam_lightning.backbones"), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"there is no backbone {name!r}: give a class of dam_lightning.backbones, such as "
-            "ConvNet, or the dotted path of your own"
+            f"there is no backbone {name!r} ({error}): give a class of dam_lightning.backbones, such as "
+            "ConvNet, or the dotted path of yours"
         ) from error

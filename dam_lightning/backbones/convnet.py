@@ -41,8 +41,8 @@ class ConvNet(Backbone):
         num_classes: number of outputs.
         width: channels of every block.
         depth: number of blocks.
-        norm: ``"instancenorm"`` (affine, the default of the field), ``"groupnorm"`` (4 groups),
-            ``"layernorm"``, ``"batchnorm"`` or ``"none"``.
+        norm: ``"instancenorm"`` (affine, the default of the field), ``"groupnorm"`` (4 groups,
+            which must divide the width), ``"layernorm"``, ``"batchnorm"`` or ``"none"``.
         activation: ``"relu"``, ``"leakyrelu"``, ``"sigmoid"`` or ``"swish"``.
         pooling: ``"avgpool"``, ``"maxpool"`` or ``"none"``.
 

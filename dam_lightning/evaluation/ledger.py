@@ -1,12 +1,13 @@
 """A table of results on disk, one row for every finished test."""
 
+import contextlib
 import csv
 import io
 import os
-import resource
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,19 +50,29 @@ def append_row(path: str | os.PathLike[str], row: Mapping[str, object]) -> None:
     if set(row) != set(COLUMNS):
         raise ValueError(f"a row has the columns {', '.join(COLUMNS)}, got {', '.join(row)}")
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with target.open("x", encoding="utf-8", newline="") as file:
-            file.write(_line(COLUMNS))
-    except FileExistsError:
-        with target.open(encoding="utf-8", newline="") as file:
-            found = next(csv.reader(file), [])
-        if found != list(COLUMNS):
-            raise ValueError(
-                f"{target} is no ledger of this version: its columns are {found}; give another file"
-            ) from None
+    if not target.exists() or target.stat().st_size == 0:
+        _begin(target)
+    with target.open(encoding="utf-8", newline="") as file:
+        found = next(csv.reader(file), [])
+    if found != list(COLUMNS):
+        raise ValueError(
+            f"{target} is no ledger of this version: its columns are {found}; give another file"
+        )
     with target.open("a", encoding="utf-8", newline="") as file:
         file.write(_line([row[column] for column in COLUMNS]))
+
+
+def _begin(target: Path) -> None:
+    """Make the file with its header at once, so that nobody ever sees it without."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.unlink()
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        whole = Path(folder) / target.name
+        whole.write_text(_line(COLUMNS), encoding="utf-8", newline="")
+        # Unlike a rename, a link leaves a file alone that another process has begun meanwhile.
+        with contextlib.suppress(FileExistsError):
+            target.hardlink_to(whole)
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
@@ -70,6 +81,8 @@ def describe_machine(device: torch.device) -> dict[str, object]:
         name = torch.cuda.get_device_name(device)
         peak = torch.cuda.max_memory_allocated(device) / 2**20
     else:
+        import resource  # not on Windows, where only the ledger is to fail
+
         name = f"cpu x{torch.get_num_threads()}"
         # Linux counts in KiB, macOS in bytes.
         unit = 2**20 if sys.platform == "darwin" else 2**10

@@ -60,6 +60,10 @@ class Recipe:
                 raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
         if not self.lr > 0:
             raise ValueError(f"recipe: lr must be above 0, got {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"recipe: momentum must be in [0, 1), got {self.momentum}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"recipe: weight_decay must be 0 or above, got {self.weight_decay}")
         if self.augmentation is not None:
             strategy_operations(self.augmentation)
 

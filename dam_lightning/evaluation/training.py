@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from dam_lightning.backbones import build_backbone
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.functional import augment, augmentation_parameters, strategy_operations
-from dam_lightning.randomness import numpy_generator, torch_generator
+from dam_lightning.randomness import numpy_generator, seeded, torch_generator
 
 __all__ = ["train_network"]
 
@@ -33,7 +33,11 @@ def train_network(
         The trained network, in evaluation mode.
     """
     # Outside inference mode, because tensors made in it can take no part in a backward pass.
-    with torch.inference_mode(False), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        seeded(images.device, seed, "evaluation/dropout", 0, number),
+    ):
         channels, height, width = images.shape[1:]
         network = build_backbone(
             recipe.backbone,

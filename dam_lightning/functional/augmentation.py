@@ -98,7 +98,15 @@ def augmentation_parameters(
 
     Returns:
         Parameters with the leading dimensions of ``uniforms``, on its device and of its type.
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
     """
+    if uniforms.shape[-1:] != (3,) or uniforms.shape[: operations.ndim] != operations.shape:
+        raise ValueError(
+            f"uniforms must be (..., 3) beginning with {tuple(operations.shape)}, the shape of "
+            f"operations, got {tuple(uniforms.shape)}"
+        )
     height, width = image_size
     first, second, third = uniforms.unbind(-1)
     operation = operations.reshape(operations.shape + (1,) * (first.ndim - operations.ndim))
@@ -147,6 +155,9 @@ def _integer(uniform: Tensor, low: int, high: int) -> Tensor:
 
 def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
     """Augment images; differentiable in them, with a deterministic backward on every device.
+
+    Rotation turns pixels, so that right angles stay right; the original, made for square images,
+    would shear others.
 
     Args:
         images: (N, C, H, W) with parameters per image, or (G, B, C, H, W) with parameters per group

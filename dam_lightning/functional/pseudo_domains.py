@@ -38,10 +38,12 @@ def low_frequency_amplitude(images: Tensor, ratio: float = 0.1) -> Tensor:
     half = math.floor(ratio * min(images.shape[-2:]))
     # Zero frequency is index 0 and negative frequencies count from the end, so no shift is needed.
     window = torch.arange(-half, half + 1, device=images.device)
-    spectrum: Tensor = torch.fft.fft2(images)
+    # Transforms of half precision exist on few devices.
+    exact = images.to(torch.promote_types(images.dtype, torch.float32))
+    spectrum: Tensor = torch.fft.fft2(exact)
     low = spectrum.index_select(-2, window % images.shape[-2])
     low = low.index_select(-1, window % images.shape[-1])
-    return low.abs().mean(dim=(-3, -2, -1))
+    return low.abs().mean(dim=(-3, -2, -1)).to(images.dtype)
 
 
 def rank_groups(scores: Tensor, num_groups: int) -> Tensor:

@@ -204,8 +204,10 @@ class Condenser(EvaluatingModule):
             if self.augmentation is not None:
                 drawn = self._draw_augmentation(branch, batch.step, piece)
                 real, views = augment(real, drawn), augment(leaf, drawn)
-            loss = self.matching_loss(state, real, counts, views)
-            (gradient[piece],) = torch.autograd.grad(loss, leaf)
+            # Seeded for backbones with dropout, which draws from the global generators.
+            with seeded(real.device, self.seed, f"dropout/{branch}", batch.step, piece[0]):
+                loss = self.matching_loss(state, real, counts, views)
+                (gradient[piece],) = torch.autograd.grad(loss, leaf)
             value += loss.detach()
         # Strategies average over processes; the loss is a sum.
         world_size = self._world_size

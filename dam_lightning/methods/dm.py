@@ -51,8 +51,7 @@ class DM(Condenser):
         if len(pieces) > 1 and torch.is_grad_enabled():
             # Each piece's activations are computed again in backward instead of being kept.
             features = [
-                checkpoint(network.features, piece, use_reentrant=False, preserve_rng_state=False)
-                for piece in pieces
+                checkpoint(network.features, piece, use_reentrant=False) for piece in pieces
             ]
         else:
             features = [network.features(piece) for piece in pieces]

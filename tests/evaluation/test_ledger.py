@@ -118,7 +118,6 @@ def test_several_processes_share_a_ledger(tmp_path: Path) -> None:
         assert steps == sorted(steps)
 
 
-@pytest.mark.xfail(reason="the file is there before its columns are", strict=True)
 def test_a_ledger_that_another_process_has_just_begun(tmp_path: Path) -> None:
     """Between making the file and writing its columns; also what ``touch`` leaves."""
     path = tmp_path / "ledger.csv"

@@ -195,7 +195,6 @@ class Dropping(Backbone):
         return self.head(self.features(images))
 
 
-@pytest.mark.xfail(reason="dropout draws from the global generator", strict=True)
 def test_networks_with_dropout_follow_the_key_too() -> None:
     recipe = Recipe(backbone=f"{__name__}.Dropping", epochs=2, batch_size=4)
     found = []

@@ -45,7 +45,6 @@ def test_amplitude_keeps_the_type_and_the_default_ratio() -> None:
     assert not torch.allclose(low_frequency_amplitude(images), low_frequency_amplitude(images, 0.2))
 
 
-@pytest.mark.xfail(reason="documented for any floating type", strict=True)
 def test_amplitude_of_half_precision() -> None:
     images = raw_images(2, 3, 8, 8)
     found = low_frequency_amplitude(images.half())
