@@ -65,6 +65,6 @@ def _find(name: str) -> Any:
         return getattr(importlib.import_module(module or "dam_lightning.backbones"), attribute)
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"there is no backbone {name!r} ({error}): give a class of dam_lightning.backbones, such as "
-            "ConvNet, or the dotted path of yours"
+            f"there is no backbone {name!r} ({error}): give a class of dam_lightning.backbones, "
+            "such as ConvNet, or the dotted path of your own"
         ) from error
