@@ -15,9 +15,14 @@ from torch.utils.data import Dataset
 
 from dam_lightning.files import written_beside
 
-__all__ = ["CondensedSet"]
+__all__ = ["CondensedSet", "as_json"]
 
 _REQUIRED = ("class_names", "mean", "std")
+
+
+def as_json(value: Any) -> Any:
+    """The value as JSON has it; what JSON cannot hold, such as a path, as text."""
+    return json.loads(json.dumps(value, default=str))
 
 
 class CondensedSet(Dataset[tuple[Tensor, Tensor]]):

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dam_lightning.backbones import Backbone, build_backbone
-from dam_lightning.condensed_set import CondensedSet
+from dam_lightning.condensed_set import CondensedSet, as_json
 from dam_lightning.dam import DomainAwareModule
 from dam_lightning.data.groups import GroupedBatch, Groups
 from dam_lightning.evaluation.loop import EvaluatingModule
@@ -30,6 +30,9 @@ from dam_lightning.randomness import numpy_generator, run_seed, seeded, torch_ge
 from dam_lightning.version import __version__
 
 __all__ = ["Condenser", "DAMOptions"]
+
+
+_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 class DAMOptions(TypedDict, total=False):
@@ -197,7 +200,7 @@ class Condenser(EvaluatingModule):
         rows = self._own_groups(branch, batch)
         together = max(1, self.max_images // max(groups.indices.shape[1], synthetic.shape[1]))
         for piece in (rows[i : i + together] for i in range(0, len(rows), together)):
-            real = groups.images(piece)
+            real = groups.images(piece).to(synthetic.dtype)
             counts = groups.counts[piece].to(real.device, non_blocking=True)
             leaf = synthetic[piece].detach().requires_grad_()
             views = leaf
@@ -282,20 +285,27 @@ class Condenser(EvaluatingModule):
                     f"{name} is {ours}, but the data has {value}; leave the argument out, or give "
                     "the data it was meant for"
                 )
-        self._provenance = {
-            "dataset": type(data).__name__,
-            "class_names": list(data.class_names),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "fingerprint": getattr(data, "fingerprint", None),
-            "data": dict(data.hparams),
-        }
+        self._provenance = as_json(
+            {
+                "dataset": type(data).__name__,
+                "class_names": list(data.class_names),
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "fingerprint": getattr(data, "fingerprint", None),
+                "data": dict(data.hparams),
+            }
+        )
         if stage != "fit":
             return
         if self.trainer.accumulate_grad_batches != 1:
             raise MisconfigurationException(
                 "accumulate_grad_batches must be 1: a step is one image update on fresh draws; to "
                 "save memory, lower max_images, which leaves the gradient as it is"
+            )
+        if self.trainer.precision not in _PRECISIONS:
+            raise MisconfigurationException(
+                f"precision must be one of {', '.join(_PRECISIONS)}, got {self.trainer.precision}: "
+                "images and their gradients are too fine for half precision"
             )
         if self.dam is not None and self.dam.weight > 0:
             data.setup_domains(self.dam.num_domains)
@@ -392,7 +402,7 @@ class Condenser(EvaluatingModule):
         trainer = {}
         if self._trainer is not None:
             trainer = {"max_steps": self.trainer.max_steps, "precision": self.trainer.precision}
-        hparams = {k: v for k, v in self.hparams.items() if not k.startswith("_")}
+        hparams = as_json({k: v for k, v in self.hparams.items() if not k.startswith("_")})
         provenance = {**unknown, **self._provenance}
         metadata = {
             "method": type(self).__name__,
@@ -417,7 +427,7 @@ class Condenser(EvaluatingModule):
 
     def training_set(self, number: int) -> tuple[Tensor, Tensor]:
         """The synthetic images and their labels, the same for every network."""
-        return self.images.detach(), self.labels
+        return self.images.detach().float(), self.labels
 
     def describe(self) -> dict[str, Any]:
         """This condensation, for the ledger."""

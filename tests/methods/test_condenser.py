@@ -236,6 +236,19 @@ def test_masks_have_a_step_size_of_their_own(tmp_path: Path) -> None:
     assert [g["lr"] for g in module.trainer.optimizers[0].param_groups] == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
+def test_half_precision_is_refused(tmp_path: Path, precision: str) -> None:
+    with pytest.raises(MisconfigurationException, match=f"bf16-mixed, 64-true, got {precision}"):
+        fitted(tmp_path, trainer={"precision": precision})
+
+
+def test_double_precision(tmp_path: Path) -> None:
+    module = fitted(tmp_path, dam={}, trainer={"precision": "64-true"})
+    assert module.images.dtype == torch.float64
+    assert CondensedSet.load(tmp_path / "condensed.safetensors").images.dtype == torch.float32
+    module.trainer.test(module, datamodule=tiny_data(tmp_path), verbose=False)
+
+
 def test_bf16(tmp_path: Path) -> None:
     exact = fitted(tmp_path, dam={})
     rounded = fitted(tmp_path, dam={}, trainer={"precision": "bf16-mixed"})

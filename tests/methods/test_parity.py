@@ -28,21 +28,6 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     torch.set_default_dtype(before)
 
 
-class _Cast:
-    """Groups whose images have the default type: those of a data module are float32."""
-
-    def __init__(self, groups: Any) -> None:
-        self.indices, self.counts, self._groups = groups.indices, groups.counts, groups
-
-    def images(self, rows: Any) -> Tensor:
-        return self._groups.images(rows).to(torch.get_default_dtype())
-
-
-def _cast(batch: GroupedBatch) -> GroupedBatch:
-    domains = None if batch.domains is None else _Cast(batch.domains)
-    return GroupedBatch(batch.step, _Cast(batch.classes), domains)  # type: ignore[arg-type]
-
-
 def reference_inputs(module: DM, batch: GroupedBatch) -> dm.StepInputs:
     """What the module draws for a step, as the reference takes it."""
     library = module.fresh_network(batch.step)
@@ -50,7 +35,7 @@ def reference_inputs(module: DM, batch: GroupedBatch) -> dm.StepInputs:
     convnet.copy_parameters(library, plain)
 
     def valid(groups: Any) -> list[Tensor]:
-        images = groups.images(range(len(groups.counts)))
+        images = groups.images(range(len(groups.counts))).to(torch.get_default_dtype())
         return [group[:count] for group, count in zip(images, groups.counts, strict=True)]
 
     def drawn(branch: str, count: int) -> list[dm.Augmentation] | None:
@@ -101,7 +86,7 @@ def test_one_step(
     data.setup_domains(NUM_DOMAINS)
     module = make(ipc=ipc, dam=dam, augmentation=augmentation, max_images=max_images)
     for step in (0, 1, 2, 5):
-        batch = _cast(data.grouped_batch(step))
+        batch = data.grouped_batch(step)
         loss = module.training_step(batch, 0)
         module.zero_grad()
         loss.backward()
