@@ -40,7 +40,10 @@ class Evaluator:
     @torch.no_grad()
     def update(self, images: Tensor, labels: Tensor, domains: Tensor) -> None:
         """Test all networks on a batch: (N, C, H, W) normalised, (N,) and (N,) int64."""
-        predictions = torch.stack([network(images).argmax(dim=1) for network in self.networks])
+        # In float32, whatever the Trainer's precision makes of its steps and their batches.
+        with torch.autocast(images.device.type, enabled=False):
+            scores = [network(images.float()) for network in self.networks]
+        predictions = torch.stack([score.argmax(dim=1) for score in scores])
         self._accuracy.update(predictions, labels, domains)
 
     def scores(self) -> Scores:

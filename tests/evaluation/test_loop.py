@@ -78,6 +78,16 @@ def test_test_and_validate_under_inference_mode(tmp_path: Path) -> None:
     assert_logged(validated, "val", by_hand(module, data, data.train))
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_the_precision_of_the_trainer_does_not_matter(tmp_path: Path, precision: Any) -> None:
+    data, module = tiny_data(tmp_path), dm()
+    tiny_trainer(tmp_path, max_steps=1).fit(module, datamodule=data)
+    trainer = tiny_trainer(tmp_path, precision=precision)
+    evaluation = Evaluation(str(tmp_path / "condensed.safetensors"), seed=0)
+    (metrics,) = trainer.test(evaluation, datamodule=data, verbose=False)
+    assert_logged(metrics, "test", by_hand(module, data, data.test))
+
+
 def test_validation_inside_fit_can_choose_a_checkpoint(tmp_path: Path) -> None:
     """Also with the sanity check, for which no network is trained."""
     best = ModelCheckpoint(dirpath=tmp_path / "best", monitor="val/accuracy", mode="max")

@@ -236,7 +236,7 @@ def test_masks_have_a_step_size_of_their_own(tmp_path: Path) -> None:
     assert [g["lr"] for g in module.trainer.optimizers[0].param_groups] == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
 def test_half_precision_is_refused(tmp_path: Path, precision: str) -> None:
     with pytest.raises(MisconfigurationException, match=f"bf16-mixed, 64-true, got {precision}"):
         fitted(tmp_path, trainer={"precision": precision})
