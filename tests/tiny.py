@@ -74,10 +74,6 @@ def two_processes(folder: Path, **options: Any) -> Trainer:
 
 def tiny_trainer(folder: Path, **options: Any) -> Trainer:
     """A quiet CPU Trainer that writes into ``folder``."""
-    options = {"accelerator": "cpu", "devices": 1, "logger": False, **options}
-    return Trainer(
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    options = {"accelerator": "cpu", "devices": 1, **quiet, **options}
+    return Trainer(default_root_dir=folder, **options)

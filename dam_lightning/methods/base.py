@@ -1,7 +1,7 @@
 """What all condensation methods share: the parameters, the two losses, and Lightning's hooks."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 import lightning
@@ -19,14 +19,14 @@ from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
 from dam_lightning.files import run_folder
 from dam_lightning.functional import (
     DSA,
-    AugmentationParameters,
     augment,
-    augmentation_parameters,
     strategy_operations,
 )
 from dam_lightning.methods.checkpoints import CondensedSetBeside, changed_arguments, check_shapes
+from dam_lightning.methods.draws import augmentation_draws, dealt_out
 from dam_lightning.methods.gradients import carry_gradient
-from dam_lightning.randomness import numpy_generator, run_seed, seeded, torch_generator
+from dam_lightning.methods.provenance import data_provenance, unknown_data
+from dam_lightning.randomness import run_seed, seeded, torch_generator
 from dam_lightning.version import __version__
 
 __all__ = ["Condenser", "DAMOptions"]
@@ -197,52 +197,41 @@ class Condenser(EvaluatingModule):
         """
         value = torch.zeros((), device=synthetic.device, dtype=synthetic.dtype)
         gradient = torch.zeros_like(synthetic)
-        rows = self._own_groups(branch, batch)
+        rank, world_size = self._rank_and_world_size
+        count, offset = len(groups.indices), 0 if branch == "class" else len(batch.classes.indices)
+        rows = dealt_out(count, rank, world_size, first=offset)
         together = max(1, self.max_images // max(groups.indices.shape[1], synthetic.shape[1]))
         for piece in (rows[i : i + together] for i in range(0, len(rows), together)):
             real = groups.images(piece).to(synthetic.dtype)
-            counts = groups.counts[piece].to(real.device, non_blocking=True)
-            leaf = synthetic[piece].detach().requires_grad_()
+            # A slice, because indices would be copied to the device, and the host wait for it.
+            at = slice(piece.start, piece.stop, piece.step)
+            counts = groups.counts[at].to(real.device, non_blocking=True)
+            leaf = synthetic[at].detach().requires_grad_()
             views = leaf
             if self.augmentation is not None:
-                drawn = self._draw_augmentation(branch, batch.step, piece)
+                height, width = leaf.shape[-2:]
+                drawn = augmentation_draws(
+                    self._operations,
+                    piece,
+                    (height, width),
+                    seed=self.seed,
+                    branch=branch,
+                    step=batch.step,
+                ).to(leaf, non_blocking=True)
                 real, views = augment(real, drawn), augment(leaf, drawn)
             # Seeded for backbones with dropout, which draws from the global generators.
             with seeded(real.device, self.seed, f"dropout/{branch}", batch.step, piece[0]):
                 loss = self.matching_loss(state, real, counts, views)
-                (gradient[piece],) = torch.autograd.grad(loss, leaf)
+                (gradient[at],) = torch.autograd.grad(loss, leaf)
             value += loss.detach()
         # Strategies average over processes; the loss is a sum.
-        world_size = self._world_size
         return carry_gradient(value * world_size, gradient * world_size, synthetic)
 
-    def _own_groups(self, branch: str, batch: GroupedBatch) -> list[int]:
-        """This process's share of the groups: classes, then domains, dealt out one by one."""
-        if branch == "class":
-            first, count = 0, batch.classes.indices.shape[0]
-        else:
-            assert batch.domains is not None
-            first, count = batch.classes.indices.shape[0], batch.domains.indices.shape[0]
-        rank = 0 if self._trainer is None else self.trainer.global_rank
-        return [row for row in range(count) if (first + row) % self._world_size == rank]
-
     @property
-    def _world_size(self) -> int:
-        return 1 if self._trainer is None else self.trainer.world_size
-
-    def _draw_augmentation(
-        self, branch: str, step: int, rows: Sequence[int]
-    ) -> AugmentationParameters:
-        """Parameters for some groups of a step, each drawn by its own key."""
-        generators = [
-            numpy_generator(self.seed, f"augmentation/{branch}", step, row) for row in rows
-        ]
-        operations = torch.tensor([int(g.choice(self._operations)) for g in generators])
-        # In float64 on the host, so that every device and precision sees the same parameters.
-        uniforms = torch.stack([torch.from_numpy(g.random(3)) for g in generators])
-        height, width = self.images.shape[-2:]
-        parameters = augmentation_parameters(operations, uniforms, (height, width))
-        return parameters.to(self.images, non_blocking=True)
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if self._trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
 
     @property
     def max_images(self) -> int:
@@ -285,16 +274,7 @@ class Condenser(EvaluatingModule):
                     f"{name} is {ours}, but the data has {value}; leave the argument out, or give "
                     "the data it was meant for"
                 )
-        self._provenance = as_json(
-            {
-                "dataset": type(data).__name__,
-                "class_names": list(data.class_names),
-                "mean": list(data.mean),
-                "std": list(data.std),
-                "fingerprint": getattr(data, "fingerprint", None),
-                "data": dict(data.hparams),
-            }
-        )
+        self._provenance = data_provenance(data)
         if stage != "fit":
             return
         if self.trainer.accumulate_grad_batches != 1:
@@ -393,16 +373,11 @@ class Condenser(EvaluatingModule):
                 "what the images were made from is known to the processes that made them; load "
                 "condensed.safetensors from the run's folder"
             )
-        channels, num_classes = self.images.shape[1], len(self.labels) // self.ipc
-        unknown = {
-            "class_names": [str(number) for number in range(num_classes)],
-            "mean": [0.0] * channels,
-            "std": [1.0] * channels,
-        }
         trainer = {}
         if self._trainer is not None:
             trainer = {"max_steps": self.trainer.max_steps, "precision": self.trainer.precision}
         hparams = as_json({k: v for k, v in self.hparams.items() if not k.startswith("_")})
+        unknown = unknown_data(len(self.labels) // self.ipc, self.images.shape[1])
         provenance = {**unknown, **self._provenance}
         metadata = {
             "method": type(self).__name__,
@@ -412,7 +387,7 @@ class Condenser(EvaluatingModule):
             "steps": self._steps,
             "version": __version__,
             "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
-            "config": {"model": hparams, "data": provenance.pop("data", None), "trainer": trainer},
+            "config": {"model": hparams, "data": provenance.pop("data"), "trainer": trainer},
             "recipe": self.recipe.as_dict(),
             **provenance,
         }
