@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -70,9 +71,19 @@ class _CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        if config["barebones"]:
+            self.trainer_defaults["callbacks"] = []
+            return super().instantiate_trainer(**kwargs)
         if config["logger"] in (None, True):
             # What Lightning does without TensorBoard, without its advice to install it.
             kwargs["logger"] = CSVLogger(config["default_root_dir"] or Path.cwd())
+        own: list[Callback] = [CondensedPicture(), RunSummary()]
+        if config["enable_checkpointing"] is not False:
+            own.append(LastCheckpoint())
+        has_bar = any(isinstance(c, ProgressBar) for c in config["callbacks"] or [])
+        if config["enable_progress_bar"] is not False and not has_bar:
+            own.append(StepProgress())
+        self.trainer_defaults["callbacks"] = own
         return super().instantiate_trainer(**kwargs)
 
 
@@ -99,11 +110,7 @@ def main(args: ArgsType = None) -> None:
         LightningDataModule,
         save_config_callback=_SaveFitConfig,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={
-            "max_epochs": -1,
-            "enable_model_summary": False,
-            "callbacks": [LastCheckpoint(), CondensedPicture(), StepProgress(), RunSummary()],
-        },
+        trainer_defaults={"max_epochs": -1, "enable_model_summary": False},
         seed_everything_default=0,
         parser_kwargs={"version": dam_lightning.__version__},
         subclass_mode_model=True,

@@ -8,12 +8,17 @@ from pathlib import Path
 
 from lightning import Trainer
 
-__all__ = ["run_folder", "written_beside"]
+__all__ = ["is_rehearsal", "run_folder", "written_beside"]
 
 
 def run_folder(trainer: Trainer) -> Path:
     """The folder of a run: its first logger's, or ``default_root_dir``. All ranks must call it."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def is_rehearsal(trainer: Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, which must leave no file and is no result."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 @contextmanager

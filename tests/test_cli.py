@@ -1,5 +1,6 @@
 """The command line as a user meets it; Digits and the shipped configs included."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -153,7 +154,27 @@ def test_evaluation_of_a_file(config: str, capsys: pytest.CaptureFixture) -> Non
     capsys.readouterr()
     main(["test", *base, "--model.recipe.epochs", "3", "--ckpt_path", checkpoint])
     assert capsys.readouterr().out == tested
-    assert Path("l.csv").read_text().splitlines()[1].startswith("Digits,1,DM,4,0,3,")
+    (row,) = csv.DictReader(Path("l.csv").read_text().splitlines())
+    assert (row["dataset"], row["method"], row["dam"], row["steps"]) == ("Digits", "DM", "4", "3")
+    # The config leaves the number of networks to the recipe in the file.
+    assert row["networks"] == "1"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.enable_checkpointing", "false"],
+        ["--trainer.enable_progress_bar", "false"],
+        ["--trainer.callbacks+=RichProgressBar"],
+        ["--trainer.barebones", "true"],
+        ["--trainer.fast_dev_run", "true"],
+        ["--trainer.logger", "false"],
+    ],
+)
+def test_trainer_switches(config: str, options: list[str]) -> None:
+    main(["fit", "--config", config, *options])
+    if "--trainer.fast_dev_run" in options:
+        assert [path.name for path in Path().iterdir()] == ["config.yaml"]
 
 
 def test_random_real_images(capsys: pytest.CaptureFixture) -> None:

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from dam_lightning.data.sampling import random_images
 from dam_lightning.evaluation.evaluator import evaluate
 from dam_lightning.evaluation.table import print_scores
+from dam_lightning.files import is_rehearsal
 from dam_lightning.methods.base import Condenser
 
 __all__ = ["FinalEvaluation"]
@@ -32,6 +33,8 @@ class FinalEvaluation(Callback):
         Raises:
             TypeError: if the module is no `Condenser`.
         """
+        if is_rehearsal(trainer):
+            return
         if not isinstance(pl_module, Condenser):
             raise TypeError(f"FinalEvaluation is for a Condenser, not {type(pl_module).__name__}")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -39,13 +42,13 @@ class FinalEvaluation(Callback):
         device = trainer.strategy.root_device
         pl_module.to(device)
 
-        def random_images(number: int) -> tuple[Tensor, Tensor]:
-            images = data.random_images(pl_module.ipc, pl_module.seed, "evaluation/random", number)
-            return images, torch.as_tensor(pl_module.labels)
+        def random_set(number: int) -> tuple[Tensor, Tensor]:
+            key = (pl_module.seed, "evaluation/random", number)
+            return random_images(data, pl_module.ipc, *key).to(device), pl_module.labels
 
         sets = {pl_module.label: pl_module.training_set}
         if self.random:
-            sets["random real images"] = random_images
+            sets["random real images"] = random_set
         rows = {
             name: evaluate(
                 training_set,

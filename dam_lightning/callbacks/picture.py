@@ -8,7 +8,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from dam_lightning.condensed_set import CondensedSet
-from dam_lightning.files import run_folder, written_beside
+from dam_lightning.files import is_rehearsal, run_folder, written_beside
 from dam_lightning.methods.base import Condenser
 
 __all__ = ["CondensedPicture", "save_picture"]
@@ -20,9 +20,11 @@ _CLASSES = 50
 class CondensedPicture(Callback):
     """Saves ``condensed.png`` in the run's folder when a condensation ends."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save it."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save it, after the set itself."""
         folder = run_folder(trainer)
+        if is_rehearsal(trainer):
+            return
         if isinstance(pl_module, Condenser) and trainer.is_global_zero:
             save_picture(pl_module.condensed_set(), folder / "condensed.png")
 

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from rich.console import Console
 from rich.table import Table
 
-from dam_lightning.files import run_folder
+from dam_lightning.files import is_rehearsal, run_folder
 from dam_lightning.methods.base import Condenser
 
 __all__ = ["RunSummary"]
@@ -16,6 +16,10 @@ __all__ = ["RunSummary"]
 
 class RunSummary(Callback):
     """Says what a condensation did, how long it took, and where its files are."""
+
+    def __init__(self) -> None:
+        # A resumed run that has no step left never starts to train.
+        self._seconds, self._steps = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -30,6 +34,8 @@ class RunSummary(Callback):
         """Print the table."""
         folder = run_folder(trainer)
         if not (trainer.is_global_zero and isinstance(pl_module, Condenser)):
+            return
+        if is_rehearsal(trainer):
             return
         table = Table(title="Condensed", show_header=False)
         table.add_row("method", pl_module.label)

@@ -5,6 +5,7 @@ from dam_lightning.data.digits import Digits
 from dam_lightning.data.domain_folders import PACS
 from dam_lightning.data.groups import GroupedBatch, GroupIndex, Groups
 from dam_lightning.data.resident import Split
+from dam_lightning.data.sampling import random_images
 
 __all__ = [
     "PACS",
@@ -16,4 +17,5 @@ __all__ = [
     "Groups",
     "ResidentDataModule",
     "Split",
+    "random_images",
 ]

@@ -102,6 +102,8 @@ class ResidentDataModule(LightningDataModule, ABC):
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if not 0 <= fft_ratio < 0.5:
+            raise ValueError(f"fft_ratio must be in [0, 0.5), not {fft_ratio}")
         # Not to the logger: Lightning refuses to log a module and a data module that both have a
         # ``seed`` and differ in it.
         self.save_hyperparameters(logger=False)
@@ -208,30 +210,6 @@ class ResidentDataModule(LightningDataModule, ABC):
         if self._domain_index is not None:
             domains = self._groups(self._domain_index, "real/domain", step)
         return GroupedBatch(step, self._groups(self._class_index, "real/class", step), domains)
-
-    def random_images(self, per_class: int, seed: int, stream: str, step: int = 0) -> Tensor:
-        """Real training images drawn at random, without replacement, class by class.
-
-        Args:
-            per_class: images of each class.
-            seed: with ``stream`` and ``step`` the key of the draw.
-            stream: what the draw is for.
-            step: a counter within the stream.
-
-        Returns:
-            (num_classes * per_class, C, H, W) float32, normalised, on the device.
-
-        Raises:
-            ValueError: a class has fewer images.
-        """
-        for name, size in zip(self.class_names, self._class_index.sizes, strict=True):
-            if size < per_class:
-                raise ValueError(
-                    f"class {name!r} has {size} training images, but {per_class} are asked for; "
-                    "use a smaller ipc"
-                )
-        indices, _ = self._class_index.draw(per_class, seed, stream, step)
-        return self.train.gather(indices.flatten(), self._mean, self._std, self._mean.device)
 
     def setup_domains(self, num_domains: int) -> None:
         """Cut the training set into pseudo-domains of equal size, by low-frequency amplitude.

@@ -28,7 +28,7 @@ class Groups:
         std: as ``mean``.
     """
 
-    __slots__ = ("_device_indices", "_mean", "_split", "_std", "counts", "device_counts", "indices")
+    __slots__ = ("_device_indices", "_mean", "_split", "_std", "counts", "indices")
 
     def __init__(
         self, split: Split, indices: Tensor, counts: Tensor, mean: Tensor, std: Tensor
@@ -41,21 +41,7 @@ class Groups:
         and the rest of its row repeats one of them."""
         self.counts = counts
         """(G,) int64 on the CPU: the valid leading entries of each row of ``indices``."""
-        # One copy per step brings both to the device.
-        packed = to_device(torch.cat([indices, counts[:, None]], dim=1), mean.device)
-        self._device_indices = packed[:, :-1]
-        self.device_counts = packed[:, -1]
-        """``counts`` on the device of the images that :meth:`images` returns."""
-
-    @property
-    def num_groups(self) -> int:
-        """G."""
-        return self.indices.shape[0]
-
-    @property
-    def batch_size(self) -> int:
-        """B, the length of every row; see ``counts`` for how much of a row is valid."""
-        return self.indices.shape[1]
+        self._device_indices = to_device(indices, mean.device)
 
     def images(self, rows: Tensor | Sequence[int]) -> Tensor:
         """Gather and normalise the images of some groups, and of no others.

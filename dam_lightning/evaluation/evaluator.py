@@ -11,7 +11,7 @@ from dam_lightning.evaluation.accuracy import Accuracy, Scores
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.evaluation.training import train_network
 
-__all__ = ["Evaluator", "TrainingSet"]
+__all__ = ["Evaluator", "TrainingSet", "evaluate", "train_networks"]
 
 TrainingSet = Callable[[int], tuple[Tensor, Tensor]]
 """What network number n is trained on: normalised images (N, C, H, W) and labels (N,)."""

@@ -15,7 +15,7 @@ import torch
 
 from dam_lightning.version import __version__
 
-__all__ = ["COLUMNS", "append_row", "describe_machine"]
+__all__ = ["COLUMNS", "append_row", "describe_machine", "open_ledger"]
 
 COLUMNS = (
     "dataset",
@@ -49,6 +49,19 @@ def append_row(path: str | os.PathLike[str], row: Mapping[str, object]) -> None:
     """
     if set(row) != set(COLUMNS):
         raise ValueError(f"a row has the columns {', '.join(COLUMNS)}, got {', '.join(row)}")
+    target = open_ledger(path)
+    whole = target.read_text(encoding="utf-8").endswith("\n")
+    with target.open("a", encoding="utf-8", newline="") as file:
+        # An editor may have left the last line open.
+        file.write(("" if whole else "\n") + _line([row[column] for column in COLUMNS]))
+
+
+def open_ledger(path: str | os.PathLike[str]) -> Path:
+    """Begin the ledger where it is missing.
+
+    Raises:
+        ValueError: if the file has other columns.
+    """
     target = Path(path)
     if not target.exists() or target.stat().st_size == 0:
         _begin(target)
@@ -58,8 +71,7 @@ def append_row(path: str | os.PathLike[str], row: Mapping[str, object]) -> None:
         raise ValueError(
             f"{target} is no ledger of this version: its columns are {found}; give another file"
         )
-    with target.open("a", encoding="utf-8", newline="") as file:
-        file.write(_line([row[column] for column in COLUMNS]))
+    return target
 
 
 def _begin(target: Path) -> None:

@@ -1,7 +1,7 @@
 """The protocol inside Lightning's validation and test loops."""
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from dam_lightning.evaluation.accuracy import Figure, Scores
 from dam_lightning.evaluation.evaluator import Evaluator, train_networks
-from dam_lightning.evaluation.ledger import append_row, describe_machine
+from dam_lightning.evaluation.ledger import append_row, describe_machine, open_ledger
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.evaluation.table import print_scores
 
 __all__ = ["EvaluatingModule"]
 
 
-class EvaluatingModule(LightningModule):
+class EvaluatingModule(LightningModule, ABC):
     """A module whose ``validate`` and ``test`` train fresh networks and test them on real images.
 
     Validation uses the data module's validation images, where it has some, and so can choose a
@@ -105,7 +105,9 @@ class EvaluatingModule(LightningModule):
             self._end("val")
 
     def on_test_start(self) -> None:
-        """Train the networks."""
+        """Train the networks; first look at the ledger, which must not fail when all is done."""
+        if self.ledger is not None and self.trainer.is_global_zero:
+            open_ledger(self.ledger)
         self._begin()
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:

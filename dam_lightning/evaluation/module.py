@@ -1,6 +1,7 @@
 """Evaluation of a condensed set, or of random real images, by itself."""
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from dam_lightning.backbones import build_backbone
 from dam_lightning.condensed_set import CondensedSet
+from dam_lightning.data.sampling import random_images
 from dam_lightning.evaluation.loop import EvaluatingModule
 from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
 from dam_lightning.evaluation.training import train_network
@@ -57,7 +59,7 @@ class Evaluation(EvaluatingModule):
             raise ValueError(f"ipc must be at least 1, got {ipc}")
         self.ipc = ipc
         stored = {} if self.condensed is None else self.condensed.metadata.get("recipe", {})
-        self.recipe = Recipe(**{**stored, **(recipe or {})})
+        self.recipe = Recipe.merged(stored, recipe)
         self.seed = run_seed() if seed is None else seed
         self.ledger = ledger
         self.networks = nn.ModuleList()
@@ -72,14 +74,19 @@ class Evaluation(EvaluatingModule):
         """
         if self._data is None:
             raise MisconfigurationException("Evaluation takes its test images from a data module")
+        if stage == "fit" and self.trainer.world_size > 1:
+            raise MisconfigurationException(
+                "Evaluation trains its networks in one process: use devices=1 for fit (test may "
+                "use several)"
+            )
         if self.condensed is None:
             return
         metadata = self.condensed.metadata
         for name, ours, theirs in (
             ("image shape", self.condensed.image_shape, tuple(self._data.image_shape)),
             ("class names", self.condensed.class_names, list(self._data.class_names)),
-            ("mean", list(metadata["mean"]), list(self._data.mean)),
-            ("std", list(metadata["std"]), list(self._data.std)),
+            ("mean", list(metadata["mean"]), [float(m) for m in self._data.mean]),
+            ("std", list(metadata["std"]), [float(s) for s in self._data.std]),
         ):
             if ours != theirs:
                 raise MisconfigurationException(
@@ -91,7 +98,7 @@ class Evaluation(EvaluatingModule):
         """The condensed set, or real images drawn for this network."""
         if self.condensed is None:
             assert self.ipc is not None
-            images = self._data.random_images(self.ipc, self.seed, "evaluation/random", number)
+            images = random_images(self._data, self.ipc, self.seed, "evaluation/random", number)
             labels = torch.arange(self._data.num_classes).repeat_interleave(self.ipc)
         else:
             images, labels = self.condensed.images, self.condensed.labels
@@ -125,25 +132,52 @@ class Evaluation(EvaluatingModule):
         self.networks.append(network)
         self.trainer.should_stop = len(self.networks) >= self.recipe.num_networks
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the networks are and what they were trained on."""
+        checkpoint["evaluation"] = {
+            "trained_on": self._trained_on(),
+            "recipe": self.recipe.as_dict(),
+            "image_shape": list(self._data.image_shape),
+            "num_classes": self._data.num_classes,
+        }
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for the networks of a checkpoint.
 
         Raises:
-            MisconfigurationException: if it is not a checkpoint of an evaluation.
+            MisconfigurationException: if it is not a checkpoint of an evaluation, or of an
+                evaluation of other images.
         """
-        trained = {int(k.split(".")[1]) for k in checkpoint["state_dict"] if k[:9] == "networks."}
-        if not trained:
+        saved = checkpoint.get("evaluation")
+        if saved is None:
             raise MisconfigurationException(
                 "this is no checkpoint of an Evaluation; evaluate a condensation's checkpoint with "
                 "the config it was condensed with, or its condensed set with model.condensed"
             )
+        if saved["trained_on"] != self._trained_on():
+            raise MisconfigurationException(
+                f"the networks of the checkpoint were trained on {saved['trained_on']}, but "
+                f"condensed is {self._trained_on()}; give the same, or leave the checkpoint out"
+            )
+        # The networks are those of the checkpoint, whatever recipe is asked for now.
+        self.recipe = Recipe(**saved["recipe"])
+        channels, height, width = saved["image_shape"]
+        trained = {k.split(".")[1] for k in checkpoint["state_dict"] if k.startswith("networks.")}
         self.networks = nn.ModuleList(
             build_backbone(
                 self.recipe.backbone,
-                self._data.image_shape,
-                self._data.num_classes,
+                (channels, height, width),
+                saved["num_classes"],
                 self.recipe.backbone_args,
                 device=self.device,
             )
             for _ in trained
         )
+
+    def _trained_on(self) -> str:
+        """Tells training sets apart."""
+        if self.condensed is None:
+            return f"{self.ipc} random real images per class, seed {self.seed}"
+        digest = blake2b(self.condensed.images.numpy().tobytes(), digest_size=8)
+        digest.update(self.condensed.labels.numpy().tobytes())
+        return f"condensed set {digest.hexdigest()}"

@@ -1,7 +1,7 @@
 """How a training set is judged: which networks are trained on it, and how."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypedDict
 
 from dam_lightning.functional import DSA, strategy_operations
@@ -66,6 +66,28 @@ class Recipe:
             raise ValueError(f"recipe: weight_decay must be 0 or above, got {self.weight_decay}")
         if self.augmentation is not None:
             strategy_operations(self.augmentation)
+
+    @classmethod
+    def merged(cls, stored: Mapping[str, Any], options: "RecipeOptions | None") -> "Recipe":
+        """A stored recipe with some fields replaced.
+
+        Single options of the backbone replace or join the stored ones; another backbone begins
+        without them.
+
+        Raises:
+            ValueError: if there is no such field, or a value is out of its range.
+        """
+        merged = {**stored, **(options or {})}
+        unknown = set(merged) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"recipe: there is no {', '.join(sorted(unknown))}")
+        own = (
+            stored.get("backbone_args", {})
+            if merged.get("backbone") == stored.get("backbone")
+            else {}
+        )
+        merged["backbone_args"] = {**own, **((options or {}).get("backbone_args") or {})}
+        return cls(**merged)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for metadata."""

@@ -9,7 +9,7 @@ operations are augmented together, and the stages an operation does not use chan
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -62,10 +62,6 @@ class AugmentationParameters(NamedTuple):
     def to(self, *args: Any, **kwargs: Any) -> "AugmentationParameters":
         """Move or cast all three, arguments as `torch.Tensor.to`."""
         return AugmentationParameters(*(t.to(*args, **kwargs) for t in self))
-
-    def select(self, rows: Tensor | Sequence[int]) -> "AugmentationParameters":
-        """The parameters of some groups, ``rows`` being their numbers."""
-        return AugmentationParameters(*(t[rows] for t in self))
 
 
 def strategy_operations(strategy: str) -> tuple[int, ...]:

@@ -58,16 +58,16 @@ def rank_groups(scores: Tensor, num_groups: int) -> Tensor:
         scores keep their order. Group sizes differ by at most one.
 
     Raises:
-        ValueError: if there are fewer scores than groups, or a score is not finite.
+        ValueError: if ``num_groups`` is below 1, or a score is not finite.
     """
     if scores.ndim != 1:
         raise ValueError(f"scores must be one-dimensional, got shape {tuple(scores.shape)}")
-    if not 1 <= num_groups <= len(scores):
-        raise ValueError(f"cannot cut {len(scores)} scores into {num_groups} groups")
+    if num_groups < 1:
+        raise ValueError(f"num_groups must be at least 1, got {num_groups}")
     if not bool(scores.isfinite().all()):
         raise ValueError("scores must be finite")
     order = scores.argsort(stable=True)
     positions = torch.arange(len(scores), device=scores.device)
     labels = torch.empty_like(positions)
-    labels[order] = positions * num_groups // len(scores)
+    labels[order] = positions * num_groups // max(1, len(scores))
     return labels

@@ -14,15 +14,22 @@ from dam_lightning.backbones import Backbone, build_backbone
 from dam_lightning.condensed_set import CondensedSet, as_json
 from dam_lightning.dam import DomainAwareModule
 from dam_lightning.data.groups import GroupedBatch, Groups
+from dam_lightning.data.sampling import random_images
 from dam_lightning.evaluation.loop import EvaluatingModule
 from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
-from dam_lightning.files import run_folder
+from dam_lightning.files import is_rehearsal, run_folder
 from dam_lightning.functional import (
     DSA,
     augment,
     strategy_operations,
 )
-from dam_lightning.methods.checkpoints import CondensedSetBeside, changed_arguments, check_shapes
+from dam_lightning.methods.checkpoints import (
+    CondensedSetBeside,
+    changed_arguments,
+    changed_data,
+    check_data,
+    check_shapes,
+)
 from dam_lightning.methods.draws import augmentation_draws, dealt_out
 from dam_lightning.methods.gradients import carry_gradient
 from dam_lightning.methods.provenance import data_provenance, unknown_data
@@ -44,6 +51,16 @@ class DAMOptions(TypedDict, total=False):
     init: Literal["constant", "normal"]
     mask_channels: int | None
     weight: float
+
+
+def _check_options(dam: DAMOptions | None) -> None:
+    """Refuse what `DomainAwareModule` would refuse once the shapes are known, before any work."""
+    if dam is None:
+        return
+    try:
+        DomainAwareModule(1, (dam.get("mask_channels") or 1, 1, 1), **dam)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"dam: {error}") from error
 
 
 class Condenser(EvaluatingModule):
@@ -133,7 +150,7 @@ class Condenser(EvaluatingModule):
             "backbone_args": self.backbone_args,
             "augmentation": augmentation,
         }
-        self.recipe = Recipe(**{**inherited, **(recipe or {})})
+        self.recipe = Recipe.merged(inherited, recipe)
         self._dam_options = dam
         self._operations = () if augmentation is None else strategy_operations(augmentation)
         self._seed_is_given = seed is not None
@@ -142,6 +159,8 @@ class Condenser(EvaluatingModule):
         self._provenance: dict[str, Any] = {}
         if num_classes is not None and image_shape is not None:
             self._build(num_classes, image_shape)
+        else:
+            _check_options(dam)
 
     # What a method implements.
 
@@ -219,7 +238,8 @@ class Condenser(EvaluatingModule):
                     step=batch.step,
                 ).to(leaf, non_blocking=True)
                 real, views = augment(real, drawn), augment(leaf, drawn)
-            # Seeded for backbones with dropout, which draws from the global generators.
+            # Seeded for backbones with dropout, which draws from the global generators; what it
+            # draws does depend on the pieces, and so on max_images and the number of processes.
             with seeded(real.device, self.seed, f"dropout/{branch}", batch.step, piece[0]):
                 loss = self.matching_loss(state, real, counts, views)
                 (gradient[at],) = torch.autograd.grad(loss, leaf)
@@ -291,16 +311,17 @@ class Condenser(EvaluatingModule):
             data.setup_domains(self.dam.num_domains)
         if self.init == "real" and self._images_are_initial:
             with torch.no_grad():
-                self.images.copy_(data.random_images(self.ipc, self.seed, "init"))
+                self.images.copy_(random_images(data, self.ipc, self.seed, "init"))
         self._images_are_initial = False
         strategy = self.trainer.strategy
-        if not isinstance(strategy.checkpoint_io, CondensedSetBeside):
-            strategy.checkpoint_io = CondensedSetBeside(strategy.checkpoint_io, self.condensed_set)
+        strategy.checkpoint_io = CondensedSetBeside.around(
+            strategy.checkpoint_io, self.condensed_set
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One SGD for images and masks, so that a step is a step in every count of Lightning's."""
         groups: list[dict[str, Any]] = [{"params": [self.images], "lr": self.lr_images}]
-        if self.dam is not None and self.dam.weight > 0:
+        if self.dam is not None:
             groups.append({"params": list(self.dam.parameters()), "lr": self.lr_masks})
         return torch.optim.SGD(groups, lr=self.lr_images, momentum=self.momentum)
 
@@ -309,13 +330,31 @@ class Condenser(EvaluatingModule):
         if self._rates_were_changed:
             optimizer = self.trainer.optimizers[0]
             rates = (self.lr_images, self.lr_masks)
+            # One group without DAM, two with it.
             for group, lr in zip(optimizer.param_groups, rates, strict=False):
                 group.update(lr=lr, momentum=self.momentum)
+
+    def on_validation_start(self) -> None:
+        """Train the networks that are to be tested, if there is anything to train them on."""
+        self._require_condensed()
+        super().on_validation_start()
+
+    def on_test_start(self) -> None:
+        """Train the networks that are to be tested, if there is anything to train them on."""
+        self._require_condensed()
+        super().on_test_start()
+
+    def _require_condensed(self) -> None:
+        if self._images_are_initial:
+            raise MisconfigurationException(
+                "there is nothing to evaluate: no image was condensed yet. Fit first, or give the "
+                "checkpoint of a condensation (--ckpt_path, or ckpt_path= in Python)"
+            )
 
     def on_train_end(self) -> None:
         """Write the condensed set into the run's folder."""
         path = run_folder(self.trainer) / "condensed.safetensors"
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and not is_rehearsal(self.trainer):
             self.condensed_set().save(path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -326,6 +365,10 @@ class Condenser(EvaluatingModule):
             "steps": self.global_step,
             "provenance": self._provenance,
         }
+        # Whatever users gave, such as a path, must load again where only plain values do.
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+            if key in checkpoint:
+                checkpoint[key] = as_json(dict(checkpoint[key]))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and go on with its seed.
@@ -342,16 +385,21 @@ class Condenser(EvaluatingModule):
         theirs = checkpoint["hyper_parameters"]
         self._build_as(checkpoint["state_dict"])
         check_shapes(self.hparams, self.state_dict(), theirs, checkpoint["state_dict"])
+        check_data(self._provenance, saved["provenance"])
         changed = changed_arguments(self.hparams, theirs)
-        if not self._seed_is_given:
-            self.seed = saved["seed"]
-        elif self.seed != saved["seed"]:
+        changed |= changed_data(self._provenance, saved["provenance"])
+        if self._seed_is_given and self.seed != saved["seed"]:
             changed["seed"] = (self.seed, saved["seed"])
+        elif self.seed != saved["seed"]:
+            rank_zero_info(f"Going on with the checkpoint's seed {saved['seed']}, not {self.seed}")
+            self.seed = saved["seed"]
         if changed:
             listed = ", ".join(f"{name}={new} (was {old})" for name, (new, old) in changed.items())
             rank_zero_info(f"Arguments that differ from the checkpoint's: {listed}")
         self._rates_were_changed = bool({"lr_images", "lr_masks", "momentum"} & set(changed))
-        self._provenance = self._provenance or saved["provenance"]
+        if self._trainer is None or not self.trainer.training:
+            # The images were made from those data, whatever they are tested on.
+            self._provenance = saved["provenance"]
         self._saved_steps = saved["steps"]
         self._images_are_initial = False
 
@@ -418,6 +466,7 @@ class Condenser(EvaluatingModule):
     ) -> Any:
         """Load images and masks, making them first where their shapes are not known yet."""
         self._build_as(state_dict)
+        self._images_are_initial = False
         return super().load_state_dict(state_dict, strict, assign)
 
     def _build_as(self, state_dict: Mapping[str, Any]) -> None:

@@ -10,10 +10,15 @@ from torch import Tensor
 
 from dam_lightning.condensed_set import CondensedSet
 
-__all__ = ["CondensedSetBeside", "changed_arguments", "check_shapes"]
+__all__ = [
+    "CondensedSetBeside",
+    "changed_arguments",
+    "changed_data",
+    "check_data",
+    "check_shapes",
+]
 
 _SHAPING = ("ipc", "num_classes", "image_shape", "backbone", "backbone_args")
-_UNREPORTED = (*_SHAPING, "dam", "seed", "recipe", "ledger", "num_classes", "image_shape")
 
 
 class CondensedSetBeside(CheckpointIO):
@@ -30,14 +35,21 @@ class CondensedSetBeside(CheckpointIO):
         self._inner = inner
         self._condensed_set = condensed_set
 
+    @classmethod
+    def around(
+        cls, inner: CheckpointIO, condensed_set: Callable[[], CondensedSet]
+    ) -> "CondensedSetBeside":
+        """Like the constructor, but takes the place of an earlier one, of another module."""
+        return cls(inner._inner if isinstance(inner, cls) else inner, condensed_set)
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write both."""
         self._inner.save_checkpoint(checkpoint, path, storage_options)
         beside = _beside(path)
-        # Bare weights, which spawned processes hand over in a file, are no checkpoint.
-        if beside is not None and "state_dict" in checkpoint:
+        # Others are bare weights, which spawned processes hand over in a file, or another module's.
+        if beside is not None and "condenser" in checkpoint:
             self._condensed_set().save(beside)
 
     def load_checkpoint(
@@ -98,17 +110,58 @@ def check_shapes(
         )
 
 
+def check_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse data whose classes or normalisation are not those the images were made for.
+
+    Args:
+        ours: provenance of the data at hand; empty where there are none.
+        theirs: provenance in the checkpoint.
+
+    Raises:
+        MisconfigurationException: naming what differs, with both values.
+    """
+    for name in ("class_names", "mean", "std"):
+        if ours and theirs and ours[name] != theirs[name]:
+            raise MisconfigurationException(
+                f"the data have {name} {ours[name]}, those of the checkpoint {theirs[name]}; give "
+                "the data module it was made with"
+            )
+
+
+def changed_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Differences of the data that are allowed: name -> (ours, theirs)."""
+    if not (ours and theirs):
+        return {}
+    flat = [
+        {"data": p["fingerprint"], **{f"data.{k}": v for k, v in (p["data"] or {}).items()}}
+        for p in (ours, theirs)
+    ]
+    return _differences(*flat)
+
+
 def changed_arguments(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
     """Arguments that may differ from the checkpoint's, and do: name -> (ours, theirs)."""
-    names = [name for name in ours if name in theirs and name not in _UNREPORTED]
-    pairs = {name: (ours[name], theirs[name]) for name in names if not name.startswith("_")}
-    # Of DAM's arguments those that shape nothing; the others are compared by `check_shapes`.
-    our_dam, their_dam = (dict(hparams.get("dam") or {}) for hparams in (ours, theirs))
-    for name in ("temperature", "weight"):
-        pairs[f"dam.{name}"] = (our_dam.get(name), their_dam.get(name))
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return _differences(_reported(ours), _reported(theirs))
+
+
+def _reported(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by dotted name, without the seed and those that `check_shapes` compares."""
+    flat: dict[str, Any] = {}
+    for name, value in hparams.items():
+        if name in ("dam", "recipe"):
+            flat |= {f"{name}.{key}": v for key, v in (value or {}).items()}
+        elif name not in (*_SHAPING, "seed", "ledger") and not name.startswith("_"):
+            flat[name] = value
+    for name in ("dam.num_domains", "dam.mask_channels"):
+        flat.pop(name, None)
+    return flat
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    pairs = {name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs}}
+    return {name: pair for name, pair in pairs.items() if _plain(pair[0]) != _plain(pair[1])}
 
 
 def _plain(value: Any) -> Any:

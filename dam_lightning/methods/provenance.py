@@ -6,6 +6,9 @@ from dam_lightning.condensed_set import as_json
 
 __all__ = ["data_provenance", "unknown_data"]
 
+_PRIVATE = ("root", "cache_dir")
+"""Where somebody keeps the data is nobody's business, and says nothing of them."""
+
 
 def data_provenance(data: Any) -> dict[str, Any]:
     """Names, normalisation, fingerprint and arguments of a data module, as plain values."""
@@ -13,10 +16,10 @@ def data_provenance(data: Any) -> dict[str, Any]:
         {
             "dataset": type(data).__name__,
             "class_names": list(data.class_names),
-            "mean": list(data.mean),
-            "std": list(data.std),
+            "mean": [float(value) for value in data.mean],
+            "std": [float(value) for value in data.std],
             "fingerprint": getattr(data, "fingerprint", None),
-            "data": dict(data.hparams),
+            "data": {k: v for k, v in data.hparams.items() if k not in _PRIVATE},
         }
     )
     return provenance

@@ -11,9 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dam_lightning import DM, CondensedSet, Evaluation, FinalEvaluation
-from dam_lightning.data import ResidentDataModule, Split
+from dam_lightning.data import ResidentDataModule, Split, random_images
 from dam_lightning.data.groups import TestLoader
-from dam_lightning.evaluation import Recipe, Scores, evaluate, train_network
+from dam_lightning.evaluation import Recipe, RecipeOptions, Scores, evaluate, train_network
 from tests.tiny import SMALL_NETWORK, SMALL_RECIPE, TinyData, tiny_data, tiny_trainer, two_processes
 
 
@@ -52,6 +52,15 @@ def by_hand(module: DM, data: ResidentDataModule, split: Split) -> Scores:
         per_class=torch.stack([table[:, split.labels == c].mean(dim=1) for c in range(3)], dim=1),
         per_domain=torch.stack([table[:, split.domains == d].mean(dim=1) for d in (0, 1)], dim=1),
     )
+
+
+def evaluated_random(module: DM, data: TinyData, number: int) -> float:
+    """Accuracy of one network trained on random real images drawn for it."""
+    images = random_images(data, module.ipc, 0, "evaluation/random", number)
+    network = train_network(images, module.labels, 3, module.recipe, seed=0, number=number)
+    test = data.test.gather(torch.arange(len(data.test)), data._mean, data._std, data._device)
+    with torch.no_grad():
+        return float((network(test).argmax(dim=1) == data.test.labels).double().mean())
 
 
 def assert_logged(metrics: Mapping[str, Any], stage: str, expected: Scores) -> None:
@@ -103,12 +112,17 @@ def test_validation_inside_fit_can_choose_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_final_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    module, data = dm(dam={}), tiny_data(tmp_path)
+    recipe: RecipeOptions = {"num_networks": 2, "epochs": 30}
+    module, data = dm(dam={}, recipe=recipe), tiny_data(tmp_path)
     trainer = tiny_trainer(tmp_path, max_steps=2, callbacks=[FinalEvaluation()])
     trainer.fit(module, datamodule=data)
     printed = capsys.readouterr().out
     overall = 100 * by_hand(module, data, data.test).overall
     assert f"{float(overall.mean()):.1f} ± {float(overall.std(correction=0)):.1f}" in printed
+    random = [evaluated_random(module, data, number) for number in (0, 1)]
+    mean = 100 * sum(random) / 2
+    assert random[0] != random[1]
+    assert f"{mean:.1f} ± {50 * abs(random[0] - random[1]):.1f}" in printed
     for word in ("DM+DAM", "random real images", "plain", "stripes", "worst domain"):
         assert word in printed
 
@@ -145,6 +159,10 @@ def test_networks_are_trained_by_fit_and_tested_from_the_checkpoint(tmp_path: Pa
     trainer.fit(evaluation, datamodule=tiny_data(tmp_path, steps_per_epoch=1))
     assert len(evaluation.networks) == SMALL_RECIPE["num_networks"]
     trainer.save_checkpoint(tmp_path / "networks.ckpt")
+    first, second = (torch.cat([p.flatten() for p in n.parameters()]) for n in evaluation.networks)
+    assert not torch.equal(first, second)
+    again = Evaluation.load_from_checkpoint(tmp_path / "networks.ckpt", weights_only=True)
+    assert len(again.networks) == 2
     loaded = Evaluation(file, recipe={"epochs": 10_000})
     (kept,) = tiny_trainer(tmp_path).test(
         loaded, datamodule=data, ckpt_path=tmp_path / "networks.ckpt", verbose=False
@@ -154,6 +172,39 @@ def test_networks_are_trained_by_fit_and_tested_from_the_checkpoint(tmp_path: Pa
     assert_logged(kept, "test", by_hand(module, data, data.test))
 
 
+def test_networks_are_tested_with_what_they_were_trained_on(tmp_path: Path) -> None:
+    options = {"recipe": {**SMALL_RECIPE, "backbone_args": SMALL_NETWORK}, "seed": 0}
+    one, two = Evaluation("random", ipc=1, **options), Evaluation("random", ipc=2, **options)
+    trainer = tiny_trainer(tmp_path, max_epochs=-1)
+    trainer.fit(one, datamodule=tiny_data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "networks.ckpt")
+    with pytest.raises(MisconfigurationException, match="trained on 1 random real images"):
+        trainer.test(two, datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "networks.ckpt")
+
+
+def test_random_training_sets_differ_between_the_networks_of_a_fit(tmp_path: Path) -> None:
+    evaluation = Evaluation("random", ipc=2, recipe={"num_networks": 2, "epochs": 1}, seed=0)
+    seen: list[torch.Tensor] = []
+    original = evaluation.training_set
+
+    def recorded(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = original(number)
+        seen.append(images)
+        return images, labels
+
+    evaluation.training_set = recorded  # type: ignore[method-assign]
+    tiny_trainer(tmp_path, max_epochs=-1).fit(evaluation, datamodule=tiny_data(tmp_path))
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_fit_in_several_processes_is_refused(tmp_path: Path) -> None:
+    evaluation = Evaluation("random", ipc=1, recipe={"num_networks": 1, "epochs": 1})
+    data = TinyData(cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(Exception, match="trains its networks in one process"):
+        two_processes(tmp_path, max_epochs=-1).fit(evaluation, datamodule=data)
+
+
 def test_the_recipe_of_the_file_is_used_and_can_be_overridden(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, max_steps=1).fit(dm(), datamodule=tiny_data(tmp_path))
     file = str(tmp_path / "condensed.safetensors")
@@ -161,6 +212,10 @@ def test_the_recipe_of_the_file_is_used_and_can_be_overridden(tmp_path: Path) ->
     assert (stored.epochs, dict(stored.backbone_args)) == (2, SMALL_NETWORK)
     changed = Evaluation(file, recipe={"epochs": 5}).recipe
     assert (changed.epochs, changed.num_networks) == (5, stored.num_networks)
+    deeper = Evaluation(file, recipe={"backbone_args": {"depth": 1}}).recipe
+    assert dict(deeper.backbone_args) == {**SMALL_NETWORK, "depth": 1}
+    other = Evaluation(file, recipe={"backbone": "my.Net"}).recipe
+    assert (other.backbone, dict(other.backbone_args), other.epochs) == ("my.Net", {}, 2)
     assert Evaluation("random", ipc=1).recipe == Recipe()
 
 

@@ -159,15 +159,14 @@ def test_one_group_and_one_group_each() -> None:
     assert rank_groups(scores, 3).tolist() == [1, 0, 2]
 
 
-@pytest.mark.parametrize("num_groups", [0, -1, 4])
+@pytest.mark.parametrize("num_groups", [0, -1])
 def test_the_number_of_groups_must_fit(num_groups: int) -> None:
-    with pytest.raises(ValueError, match="cannot cut 3 scores"):
+    with pytest.raises(ValueError, match="num_groups must be at least 1"):
         rank_groups(torch.zeros(3), num_groups)
 
 
 def test_scores_must_be_a_finite_vector() -> None:
-    with pytest.raises(ValueError, match="cannot cut 0 scores"):
-        rank_groups(torch.zeros(0), 1)
+    assert rank_groups(torch.zeros(0), 1).tolist() == []
     with pytest.raises(ValueError, match=r"one-dimensional, got shape \(2, 3\)"):
         rank_groups(torch.zeros(2, 3), 2)
     for bad in (math.nan, math.inf):

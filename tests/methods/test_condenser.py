@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning import LightningDataModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dam_lightning import DM, CondensedSet, Evaluation
-from tests.tiny import CLASS_SIZES, SMALL_NETWORK, SMALL_RECIPE, tiny_data, tiny_trainer
+from dam_lightning import DM, CondensedSet, Condenser, Evaluation, FinalEvaluation
+from dam_lightning.callbacks import CondensedPicture, LastCheckpoint, RunSummary
+from tests.tiny import CLASS_SIZES, SMALL_NETWORK, SMALL_RECIPE, TinyData, tiny_data, tiny_trainer
 
 
 class OtherMethod(DM):
@@ -255,3 +258,165 @@ def test_bf16(tmp_path: Path) -> None:
     assert rounded.images.dtype == torch.float32
     assert not torch.equal(exact.images, rounded.images)
     torch.testing.assert_close(exact.images, rounded.images, rtol=0, atol=0.5)
+
+
+def test_two_modules_on_one_trainer(tmp_path: Path) -> None:
+    """The set beside a checkpoint is that of the module in it."""
+    trainer = tiny_trainer(tmp_path, max_steps=2)
+    data = tiny_data(tmp_path)
+    first, second = make(seed=0), make(seed=1)
+    trainer.fit(first, datamodule=data)
+    trainer.fit_loop.epoch_loop.max_steps = 4
+    trainer.fit(second, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    beside = CondensedSet.load(tmp_path / "x.safetensors")
+    assert torch.equal(beside.images, second.images.detach())
+
+
+class OtherMean(TinyData):
+    mean = (0.0, 0.0, 0.0)
+
+
+class OtherNames(TinyData):
+    class_names = ("x", "y", "z")
+
+
+@pytest.mark.parametrize(("data", "name"), [(OtherMean, "mean"), (OtherNames, "class_names")])
+def test_a_checkpoint_of_other_data(tmp_path: Path, data: type[TinyData], name: str) -> None:
+    fitted(tmp_path).trainer.save_checkpoint(tmp_path / "x.ckpt")
+    other = data(cache_dir=str(tmp_path / "cache"))
+    for run in ("fit", "test"):
+        trainer = tiny_trainer(tmp_path, max_steps=4)
+        with pytest.raises(MisconfigurationException, match=f"the data have {name}"):
+            getattr(trainer, run)(make(), datamodule=other, ckpt_path=tmp_path / "x.ckpt")
+
+
+def test_noise_is_not_evaluated(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    for run in (trainer.test, trainer.validate):
+        with pytest.raises(MisconfigurationException, match="no image was condensed yet"):
+            run(make(), dataloaders=None, datamodule=_Validated(cache_dir=str(tmp_path / "cache")))
+
+
+class _Validated(TinyData):
+    def val_dataloader(self) -> Any:
+        return self.test_dataloader()
+
+
+def test_resuming_a_finished_run(tmp_path: Path) -> None:
+    module = fitted(tmp_path, steps=2)
+    module.trainer.save_checkpoint(tmp_path / "x.ckpt")
+    again = make()
+    callbacks = [RunSummary(), CondensedPicture(), LastCheckpoint()]
+    trainer = tiny_trainer(tmp_path, max_steps=2, callbacks=callbacks)
+    trainer.fit(again, datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "x.ckpt")
+    assert torch.equal(again.images, module.images)
+
+
+def test_a_rehearsal_leaves_no_file(tmp_path: Path) -> None:
+    callbacks = [RunSummary(), CondensedPicture(), LastCheckpoint(), FinalEvaluation()]
+    fitted(tmp_path, trainer={"fast_dev_run": 2, "callbacks": callbacks})
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_last_stays_last_in_a_folder_used_before(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        module = fitted(tmp_path, seed=seed, trainer={"callbacks": [LastCheckpoint()]})
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert torch.equal(saved["state_dict"]["images"], module.images.detach())
+
+
+def test_arguments_that_are_paths_load_again(tmp_path: Path) -> None:
+    module = make(ledger=tmp_path / "ledger.csv")
+    data = TinyData(cache_dir=tmp_path / "cache")  # type: ignore[arg-type]
+    trainer = tiny_trainer(tmp_path, max_steps=2)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    fit_on = tiny_trainer(tmp_path, max_steps=3)
+    fit_on.fit(make(), datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "x.ckpt")
+    assert DM.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True).ipc == 1
+
+
+def test_the_weight_may_change_on_resuming(tmp_path: Path) -> None:
+    fitted(tmp_path, dam={"weight": 0.0}).trainer.save_checkpoint(tmp_path / "x.ckpt")
+    module = make(dam={"weight": 0.5})
+    tiny_trainer(tmp_path, max_steps=4).fit(
+        module, datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "x.ckpt"
+    )
+    assert module.dam is not None
+    assert not bool((module.dam.logits == 0.01).all())
+
+
+def test_momentum_may_change_on_resuming(tmp_path: Path) -> None:
+    fitted(tmp_path).trainer.save_checkpoint(tmp_path / "x.ckpt")
+    trainer = tiny_trainer(tmp_path, max_steps=3)
+    trainer.fit(make(momentum=0.25), datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "x.ckpt")
+    assert trainer.optimizers[0].param_groups[0]["momentum"] == 0.25
+
+
+def test_what_differs_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The run's seed, the recipe and the data's arguments too."""
+    fitted(tmp_path).trainer.save_checkpoint(tmp_path / "x.ckpt")
+    module = DM(backbone_args=SMALL_NETWORK, recipe={**SMALL_RECIPE, "epochs": 3})
+    module.seed = 9
+    with caplog.at_level("INFO"):
+        tiny_trainer(tmp_path, max_steps=3).fit(
+            module, datamodule=tiny_data(tmp_path, batch_real=5), ckpt_path=tmp_path / "x.ckpt"
+        )
+    told = "\n".join(caplog.messages)
+    assert "Going on with the checkpoint's seed 0, not 9" in told
+    assert "recipe.epochs=3 (was 2)" in told
+    assert "data.batch_real=5 (was 6)" in told
+
+
+class FromArrays(LightningDataModule):
+    """Not derived from ours: only what is documented, with NumPy normalisation."""
+
+    num_classes, image_shape = 3, (3, 16, 16)
+    class_names, domain_names = ["ant", "bee", "cow"], ["plain", "stripes"]
+
+    def __init__(self, inner: TinyData) -> None:
+        super().__init__()
+        self._inner = inner
+        self.train, self.test = inner.train, inner.test
+        self.mean, self.std = np.float32(inner.mean), np.float32(inner.std)
+
+    def setup_domains(self, num_domains: int) -> None:
+        self._inner.setup_domains(num_domains)
+
+    def train_dataloader(self) -> Any:
+        return self._inner.train_dataloader()
+
+    def test_dataloader(self) -> Any:
+        return self._inner.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+def test_anyones_data_module(tmp_path: Path) -> None:
+    data = FromArrays(tiny_data(tmp_path))
+    module = make(dam={}, init="real")
+    trainer = tiny_trainer(tmp_path, max_steps=2, callbacks=[FinalEvaluation()])
+    trainer.fit(module, datamodule=data)
+    condensed = CondensedSet.load(tmp_path / "condensed.safetensors")
+    assert condensed.metadata["mean"] == pytest.approx([0.5, 0.4, 0.3])
+    assert condensed.pixels().shape == (3, 3, 16, 16)
+    trainer.test(module, datamodule=data, verbose=False)
+    evaluation = Evaluation(str(tmp_path / "condensed.safetensors"))
+    trainer.test(evaluation, datamodule=data, verbose=False)
+
+
+def test_mistakes_in_dam_are_refused_at_once() -> None:
+    for options, message in (
+        ({"num_domain": 5}, "num_domain"),
+        ({"temperature": -1.0}, "temperature must be above 0"),
+        (True, "dam"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(dam=options)
+    with pytest.raises(ValueError, match="there is no epoch"):
+        make(recipe={"epoch": 5})
+    with pytest.raises(TypeError, match="abstract"):
+        Condenser(ipc=1)  # type: ignore[abstract]

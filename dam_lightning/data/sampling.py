@@ -1,0 +1,46 @@
+"""Random real images of every class, from any data module."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dam_lightning.data.groups import GroupIndex
+
+__all__ = ["random_images"]
+
+
+def random_images(data: Any, per_class: int, seed: int, stream: str, step: int = 0) -> Tensor:
+    """Draw real training images without replacement, class by class.
+
+    Args:
+        data: a data module after its ``setup``; its ``train``, ``class_names``, ``mean`` and
+            ``std`` are used.
+        per_class: images of each class.
+        seed: with ``stream`` and ``step`` the key of the draw.
+        stream: what the draw is for.
+        step: a counter within the stream.
+
+    Returns:
+        (num_classes * per_class, C, H, W) float32, normalised, where the data module has its
+        images.
+
+    Raises:
+        ValueError: if a class has fewer images.
+    """
+    index = GroupIndex(data.train.labels.cpu(), data.class_names)
+    for name, size in zip(data.class_names, index.sizes, strict=True):
+        if size < per_class:
+            raise ValueError(
+                f"class {name!r} has {size} training images, but {per_class} are asked for; use a "
+                "smaller ipc"
+            )
+    indices, _ = index.draw(per_class, seed, stream, step)
+    images = data.train.images
+    picked = images[indices.flatten().to(images.device)].float() / 255
+    mean, std = (
+        torch.as_tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        for values in (data.mean, data.std)
+    )
+    normalised: Tensor = (picked - mean) / std
+    return normalised
