@@ -394,7 +394,10 @@ class Condenser(EvaluatingModule):
             rank_zero_info(f"Going on with the checkpoint's seed {saved['seed']}, not {self.seed}")
             self.seed = saved["seed"]
         if changed:
-            listed = ", ".join(f"{name}={new} (was {old})" for name, (new, old) in changed.items())
+            listed = ", ".join(
+                f"{name}={'unset' if new is None else new} (was {'unset' if old is None else old})"
+                for name, (new, old) in changed.items()
+            )
             rank_zero_info(f"Arguments that differ from the checkpoint's: {listed}")
         self._rates_were_changed = bool({"lr_images", "lr_masks", "momentum"} & set(changed))
         if self._trainer is None or not self.trainer.training:
