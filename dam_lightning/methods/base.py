@@ -157,10 +157,9 @@ class Condenser(EvaluatingModule):
         self._images_are_initial = True
         self._rates_were_changed = False
         self._provenance: dict[str, Any] = {}
+        _check_options(dam)
         if num_classes is not None and image_shape is not None:
             self._build(num_classes, image_shape)
-        else:
-            _check_options(dam)
 
     # What a method implements.
 
