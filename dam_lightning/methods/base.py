@@ -475,6 +475,7 @@ class Condenser(EvaluatingModule):
         if not self._is_built and {"images", "labels"} <= set(state_dict):
             channels, height, width = state_dict["images"].shape[1:]
             self._build(len(state_dict["labels"]) // self.ipc, (channels, height, width))
+            self.to(state_dict["images"].dtype)
 
     @property
     def _is_built(self) -> bool:
