@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dam_lightning.data.sampling import random_images
@@ -49,8 +50,10 @@ class FinalEvaluation(Callback):
         sets = {pl_module.label: pl_module.training_set}
         if self.random:
             sets["random real images"] = random_set
-        rows = {
-            name: evaluate(
+        rows = {}
+        for name, training_set in sets.items():
+            rank_zero_info(f"Training {pl_module.recipe.num_networks} networks on {name}")
+            rows[name] = evaluate(
                 training_set,
                 data.test_dataloader(),
                 data.num_classes,
@@ -58,8 +61,6 @@ class FinalEvaluation(Callback):
                 pl_module.recipe,
                 pl_module.seed,
             )
-            for name, training_set in sets.items()
-        }
         if trainer.is_global_zero:
             recipe = pl_module.recipe
             title = (
