@@ -30,7 +30,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(L, "Trainer", short)
     namespace: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         code = block.replace("DM(ipc=1", 'DM(backbone_args={"width": 4}, ipc=1')
         code = code.replace("Digits()", "Digits(batch_real=4)")
@@ -52,6 +52,11 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         loss = float(trainer.callback_metrics["loss"])
         assert before is None or loss < before / 2
         before = loss
+
+    noise = namespace["Noise"](batch_real=4, cache_dir=str(tmp_path / "cache"))
+    fitted = DM(backbone_args={"width": 4}, dam={})
+    tiny_trainer(tmp_path, max_steps=2).fit(fitted, datamodule=noise)
+    assert fitted.condensed_set().class_names == ["dark", "bright"]
 
 
 def test_files_that_the_readme_names_exist() -> None:

@@ -1,33 +1,37 @@
 """The checkpoint from which a run goes on."""
 
-from typing import Any
-
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from dam_lightning.files import is_rehearsal, run_folder
 
 __all__ = ["LastCheckpoint"]
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt``, the newest state and no other, in the run's folder.
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt`` in the run's folder: the state at the end of every epoch and of the fit.
 
-    Args:
-        options: further arguments of `lightning.pytorch.callbacks.ModelCheckpoint`.
+    An epoch has as many steps as the data module's ``steps_per_epoch``. (Lightning's
+    `ModelCheckpoint` writes its last checkpoint only where it writes another one too.)
     """
 
-    def __init__(self, **options: Any) -> None:
-        # Without version numbers: "last" is to be the last, also in a folder used before.
-        super().__init__(save_last=True, save_top_k=0, enable_version_counter=False, **options)
+    def __init__(self) -> None:
+        self._saved_step = -1
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle on the run's folder, which is known only now."""
-        if self.dirpath is None:
-            self.dirpath = str(run_folder(trainer))
-        super().setup(trainer, pl_module, stage)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier fit."""
+        self._saved_step = -1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save a last time; Lightning would also do so in a ``fast_dev_run``."""
-        if not is_rehearsal(trainer):
-            super().on_train_end(trainer, pl_module)
+        """Save, if the last epoch was cut short."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        path = run_folder(trainer) / "last.ckpt"
+        if not is_rehearsal(trainer) and trainer.global_step != self._saved_step:
+            trainer.save_checkpoint(path)
+            self._saved_step = trainer.global_step

@@ -40,7 +40,10 @@ class RunSummary(Callback):
         table = Table(title="Condensed", show_header=False)
         table.add_row("method", pl_module.label)
         table.add_row("images", f"{len(pl_module.labels)}, {pl_module.ipc} per class")
-        table.add_row("steps", f"{self._steps} in {self._seconds:.0f} s")
+        resumed = (
+            f"{trainer.global_step}, of them now " if trainer.global_step > self._steps else ""
+        )
+        table.add_row("steps", f"{resumed}{self._steps} in {self._seconds:.0f} s")
         loss = trainer.callback_metrics.get("loss")
         if loss is not None:
             table.add_row("last loss", f"{float(loss):.4g}")

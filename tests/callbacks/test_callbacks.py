@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
@@ -111,3 +112,25 @@ def test_the_closing_table_names_the_files_whole(
     for name in ("condensed.safetensors", "condensed.png", "last.ckpt"):
         assert f"{folder.name}/{name}\n" in printed
     assert "6 in" in printed
+
+
+class Stop(Callback):
+    """Ends a fit as a power cut would."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 10:
+            raise RuntimeError("power cut")
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    """Epochs have four steps, so the state of step 8 is there, and leads to the same bits."""
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path, [LastCheckpoint(), Stop()], steps=15)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 8
+    module = DM(backbone_args=SMALL_NETWORK, seed=0)
+    trainer = tiny_trainer(tmp_path, max_steps=15, callbacks=[LastCheckpoint()])
+    trainer.fit(module, datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 15
+    unbroken = fit(tmp_path / "unbroken", [], steps=15)
+    assert torch.equal(module.images, unbroken.images)
