@@ -15,23 +15,15 @@ class LastCheckpoint(Checkpoint):
     `ModelCheckpoint` writes its last checkpoint only where it writes another one too.)
     """
 
-    def __init__(self) -> None:
-        self._saved_step = -1
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier fit."""
-        self._saved_step = -1
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, if the last epoch was cut short."""
+        """Save; the last epoch may have been cut short."""
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         path = run_folder(trainer) / "last.ckpt"
-        if not is_rehearsal(trainer) and trainer.global_step != self._saved_step:
+        if not is_rehearsal(trainer):
             trainer.save_checkpoint(path)
-            self._saved_step = trainer.global_step

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dam_lightning import DM, CondensedSet, Evaluation, FinalEvaluation
+from dam_lightning.callbacks import LastCheckpoint
 from dam_lightning.data import ResidentDataModule, Split, random_images
 from dam_lightning.data.groups import TestLoader
 from dam_lightning.evaluation import Recipe, RecipeOptions, Scores, evaluate, train_network
@@ -154,11 +155,11 @@ def test_networks_are_trained_by_fit_and_tested_from_the_checkpoint(tmp_path: Pa
     module, data = dm(), tiny_data(tmp_path)
     tiny_trainer(tmp_path, max_steps=1).fit(module, datamodule=data)
     file = str(tmp_path / "condensed.safetensors")
-    trainer = tiny_trainer(tmp_path, max_epochs=-1)
+    trainer = tiny_trainer(tmp_path, max_epochs=-1, callbacks=[LastCheckpoint()])
     evaluation = Evaluation(file)
     trainer.fit(evaluation, datamodule=tiny_data(tmp_path, steps_per_epoch=1))
     assert len(evaluation.networks) == SMALL_RECIPE["num_networks"]
-    trainer.save_checkpoint(tmp_path / "networks.ckpt")
+    (tmp_path / "last.ckpt").rename(tmp_path / "networks.ckpt")
     first, second = (torch.cat([p.flatten() for p in n.parameters()]) for n in evaluation.networks)
     assert not torch.equal(first, second)
     again = Evaluation.load_from_checkpoint(tmp_path / "networks.ckpt", weights_only=True)
