@@ -93,7 +93,6 @@ def _filter_warnings() -> None:
         ".*no `val_dataloader`.*",  # test images must not be used for validation
         ".*does not have many workers.*",  # images are resident
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of PyTorch
-        ".*dirpath has changed.*",  # a resumed run has a folder of its own
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -403,7 +403,6 @@ class Condenser(EvaluatingModule):
             # The images were made from those data, whatever they are tested on.
             self._provenance = saved["provenance"]
         self._saved_steps = saved["steps"]
-        self._images_are_initial = False
 
     # What comes out.
 
@@ -430,11 +429,7 @@ class Condenser(EvaluatingModule):
         unknown = unknown_data(len(self.labels) // self.ipc, self.images.shape[1])
         provenance = {**unknown, **self._provenance}
         metadata = {
-            "method": type(self).__name__,
-            "ipc": self.ipc,
-            "dam": 0 if self.dam is None else self.dam.num_domains,
-            "seed": self.seed,
-            "steps": self._steps,
+            **self.describe(),
             "version": __version__,
             "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
             "config": {"model": hparams, "data": provenance.pop("data"), "trainer": trainer},
@@ -443,11 +438,6 @@ class Condenser(EvaluatingModule):
         }
         return CondensedSet(self.images.detach().float().cpu(), self.labels.cpu(), metadata)
 
-    @property
-    def _steps(self) -> int:
-        """Image updates so far."""
-        return self.global_step or self._saved_steps
-
     # For evaluation.
 
     def training_set(self, number: int) -> tuple[Tensor, Tensor]:
@@ -455,9 +445,14 @@ class Condenser(EvaluatingModule):
         return self.images.detach().float(), self.labels
 
     def describe(self) -> dict[str, Any]:
-        """This condensation, for the ledger."""
-        metadata = self.condensed_set().metadata
-        return {name: metadata[name] for name in ("ipc", "method", "dam", "seed", "steps")}
+        """This condensation, for the ledger and the condensed set."""
+        return {
+            "method": type(self).__name__,
+            "ipc": self.ipc,
+            "dam": 0 if self.dam is None else self.dam.num_domains,
+            "seed": self.seed,
+            "steps": self.global_step or self._saved_steps,
+        }
 
     # Building.
 
