@@ -229,7 +229,7 @@ class ResidentDataModule(LightningDataModule, ABC):
                 f"{num_domains} pseudo-domains cannot be made of {len(self.train)} training "
                 "images: num_domains must be at least 1 and at most the number of images"
             )
-        self.pseudo_domains = rank_groups(self._scores, num_domains)
+        self.pseudo_domains = rank_groups(self.pseudo_domain_scores, num_domains)
         self._domain_index = GroupIndex(
             self.pseudo_domains, [f"pseudo-domain {number}" for number in range(num_domains)]
         )
@@ -239,8 +239,11 @@ class ResidentDataModule(LightningDataModule, ABC):
         return Groups(self.train, indices, counts, self._mean, self._std)
 
     @cached_property
-    def _scores(self) -> Tensor:
-        """(N,) float64 on the CPU: the low-frequency amplitude of every training image."""
+    def pseudo_domain_scores(self) -> Tensor:
+        """(N,) float64 on the CPU: what the pseudo-domains are cut by, the low-frequency amplitude.
+
+        One number for each training image, from the cache file or computed when first asked for.
+        """
         key = blake2b(
             f"{CACHE_VERSION}|{self.fingerprint}|{self.fft_ratio!r}".encode(), digest_size=16
         ).hexdigest()
