@@ -4,12 +4,13 @@ from dam_lightning.backbones import ConvNet
 from dam_lightning.callbacks import FinalEvaluation
 from dam_lightning.condensed_set import CondensedSet
 from dam_lightning.dam import DomainAwareModule
-from dam_lightning.data import PACS, Digits
+from dam_lightning.data import CIFAR10, PACS, Digits, ImageFolder
 from dam_lightning.evaluation import Evaluation
 from dam_lightning.methods import DM, Condenser
 from dam_lightning.version import __version__
 
 __all__ = [
+    "CIFAR10",
     "DM",
     "PACS",
     "CondensedSet",
@@ -19,5 +20,6 @@ __all__ = [
     "DomainAwareModule",
     "Evaluation",
     "FinalEvaluation",
+    "ImageFolder",
     "__version__",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning import Trainer
 
-__all__ = ["is_rehearsal", "run_folder", "written_beside"]
+__all__ = ["check_writable", "is_rehearsal", "run_folder", "written_beside"]
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -19,6 +19,27 @@ def run_folder(trainer: Trainer) -> Path:
 def is_rehearsal(trainer: Trainer) -> bool:
     """Whether this is a ``fast_dev_run``, which must leave no file and is no result."""
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make a folder where it is missing, and see whether files can be made in it.
+
+    Args:
+        folder: the folder.
+        option: what gives another one.
+
+    Raises:
+        OSError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write into the folder {folder} ({error.strerror or error}). Make it writable, "
+            f"or name another with {option}"
+        ) from error
 
 
 @contextmanager

@@ -1,14 +1,21 @@
 """Tiny datasets to test on."""
 
+import hashlib
 import os
-from collections.abc import Callable
+import pickle
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10 as OriginalCIFAR10
 
-from dam_lightning.data import PACS
+from dam_lightning.data import CIFAR10, PACS
 
 PER_CELL = 10
 """Images of each class of each domain in the tiny PACS."""
@@ -66,6 +73,66 @@ def real_pacs(tmp_path_factory: pytest.TempPathFactory) -> PACS:
     if not folder:
         pytest.skip("DAM_DATA is not set: name with it the folder that holds PACS")
     data = PACS(folder, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def write_cifar10(folder: Path, per_file: int) -> None:
+    """Random images in the format of the original, in ``cifar-10-batches-py``."""
+    inner = folder / "cifar-10-batches-py"
+    inner.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        pixels = generator.integers(0, 256, (per_file, 3072), dtype=np.uint8)
+        labels = ((np.arange(per_file) + number) % 10).tolist()
+        (inner / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels}))
+    meta = {"label_names": list(CIFAR10.class_names)}
+    (inner / "batches.meta").write_bytes(pickle.dumps(meta))
+
+
+@pytest.fixture
+def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that holds a CIFAR-10 of 100 + 20 images, with checksums to match.
+
+    It can be downloaded too, from a server of the folder ``server`` beside it.
+    """
+    root = tmp_path / "data"
+    write_cifar10(root, per_file=20)
+
+    def md5(path: Path) -> str:
+        return hashlib.md5(path.read_bytes()).hexdigest()
+
+    inner = root / "cifar-10-batches-py"
+    archive = tmp_path / "server" / OriginalCIFAR10.filename
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(inner, inner.name)
+    for attribute in ("train_list", "test_list"):
+        listed = [[name, md5(inner / name)] for name, _ in getattr(OriginalCIFAR10, attribute)]
+        monkeypatch.setattr(OriginalCIFAR10, attribute, listed)
+    meta = {**OriginalCIFAR10.meta, "md5": md5(inner / "batches.meta")}
+    monkeypatch.setattr(OriginalCIFAR10, "meta", meta)
+    monkeypatch.setattr(OriginalCIFAR10, "tgz_md5", md5(archive))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=archive.parent)) as server:
+        url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+        monkeypatch.setattr(OriginalCIFAR10, "url", url)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield root
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def real_cifar10() -> CIFAR10:
+    """The real CIFAR-10, set up; skips where there is none."""
+    folder = os.environ.get("DAM_DATA")
+    if not folder:
+        pytest.skip("DAM_DATA is not set: name with it the folder that holds cifar-10-batches-py")
+    data = CIFAR10(folder, download=False)
     data.prepare_data()
     data.setup()
     return data

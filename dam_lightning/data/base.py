@@ -1,11 +1,11 @@
-"""The data module that every dataset is built on, and the one for datasets made of image files."""
+"""The data module that every dataset is built on."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -15,20 +15,17 @@ from torch import Tensor
 from dam_lightning.data.groups import GroupedBatch, GroupedLoader, GroupIndex, Groups, TestLoader
 from dam_lightning.data.resident import (
     CACHE_VERSION,
-    ListedFile,
     Split,
     content_fingerprint,
-    decode,
     default_cache_dir,
-    read_splits,
     read_tensors,
-    write_splits,
     write_tensors,
 )
+from dam_lightning.data.splitting import check_share, held_out
 from dam_lightning.functional import low_frequency_amplitude, rank_groups
 from dam_lightning.randomness import run_seed
 
-__all__ = ["FolderDataModule", "FolderListing", "ResidentDataModule"]
+__all__ = ["ResidentDataModule"]
 
 _SCORE_CHUNK = 1024
 """Images whose Fourier transforms are in memory together (64x64 RGB in float64: 300 MB)."""
@@ -48,9 +45,9 @@ class ResidentDataModule(LightningDataModule, ABC):
         for batch in data.train_dataloader():
             images = batch.classes.images([0, 3])  # (2, B, C, H, W)
 
-    After :meth:`setup` there are, besides those four, ``train`` and ``test`` (each a
-    :class:`~dam_lightning.data.resident.Split`), ``num_classes``, ``image_shape`` and
-    ``fingerprint``; after :meth:`setup_domains` also ``pseudo_domains``.
+    After :meth:`setup` there are, besides those four, ``train``, ``test`` and ``val`` (each a
+    :class:`~dam_lightning.data.resident.Split`; ``val`` may be None), ``num_classes``,
+    ``image_shape`` and ``fingerprint``; after :meth:`setup_domains` also ``pseudo_domains``.
 
     Args:
         batch_real: real images of each group in a step; a smaller group takes part with all of its.
@@ -60,6 +57,10 @@ class ResidentDataModule(LightningDataModule, ABC):
         fft_ratio: half the width of the low-frequency window that the pseudo-domains are found by,
             as a share of the image's shorter side; see
             :func:`~dam_lightning.functional.low_frequency_amplitude`.
+        validation_share: share of the training images of each class of each domain that is held
+            out, to choose by (the best state, an option). None: nothing is.
+        split_seed: of splits drawn by chance: the validation part, and in datasets without given
+            splits the test part. Not the run's seed: every run must have the same images in them.
         seed: of the draws of real images. None: the run's seed, as ``seed_everything`` set it. A
             run resumed with None goes on with the seed it was begun with.
         cache_dir: folder for decoded images and pseudo-domain scores. None:
@@ -82,6 +83,7 @@ class ResidentDataModule(LightningDataModule, ABC):
     """Hex digest of the decoded training data, labels, domains and class names."""
     train: Split
     test: Split
+    val: Split | None = None
     pseudo_domains: Tensor | None
     """(N,) int64 on the CPU: the pseudo-domain of each training image."""
 
@@ -91,6 +93,8 @@ class ResidentDataModule(LightningDataModule, ABC):
         steps_per_epoch: int = 100,
         test_batch_size: int = 256,
         fft_ratio: float = 0.1,
+        validation_share: float | None = None,
+        split_seed: int = 0,
         seed: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
@@ -104,6 +108,8 @@ class ResidentDataModule(LightningDataModule, ABC):
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if not 0 <= fft_ratio < 0.5:
             raise ValueError(f"fft_ratio must be in [0, 0.5), not {fft_ratio}")
+        if validation_share is not None:
+            check_share("validation_share", validation_share)
         # Not to the logger: Lightning refuses to log a module and a data module that both have a
         # ``seed`` and differ in it.
         self.save_hyperparameters(logger=False)
@@ -111,6 +117,8 @@ class ResidentDataModule(LightningDataModule, ABC):
         self.steps_per_epoch = steps_per_epoch
         self.test_batch_size = test_batch_size
         self.fft_ratio = fft_ratio
+        self.validation_share = validation_share
+        self.split_seed = split_seed
         self.seed = run_seed() if seed is None else seed
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.pseudo_domains = None
@@ -125,7 +133,8 @@ class ResidentDataModule(LightningDataModule, ABC):
     def load_splits(self) -> Mapping[str, Split]:
         """Make the splits ``"train"`` and ``"test"`` with their images on the CPU.
 
-        Called once by :meth:`setup`, on every rank. May set ``class_names``, ``domain_names``,
+        A split ``"val"`` may be there too, of datasets with validation images of their own. Called
+        once by :meth:`setup`, on every rank. May set ``class_names``, ``domain_names``,
         ``mean`` and ``std`` where the class does not, and ``fingerprint`` where it is known without
         being computed (see :func:`~dam_lightning.data.resident.content_fingerprint`).
         """
@@ -139,21 +148,23 @@ class ResidentDataModule(LightningDataModule, ABC):
             stage: ignored; every stage needs the same. Repeated calls do nothing.
 
         Raises:
-            ValueError: a class has no training images.
+            ValueError: a class has no training images, or nothing can be held out for validation.
         """
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if self._device is None:
             splits = self.load_splits()
             self.train, self.test = splits["train"], splits["test"]
+            self._set_validation(splits.get("val"))
             self.class_names = list(self.class_names)
             self.domain_names = list(self.domain_names)
             if not hasattr(self, "fingerprint"):
                 self.fingerprint = content_fingerprint(self.train, self.class_names)
             self._class_index = GroupIndex(self.train.labels, self.class_names)
         if device != self._device:
-            for name in ("train", "test"):
-                split: Split = getattr(self, name)
-                setattr(self, name, split.to(_resident_device(split, device)))
+            for name in ("train", "test", "val"):
+                split: Split | None = getattr(self, name)
+                if split is not None:
+                    setattr(self, name, split.to(_resident_device(split, device)))
             self._mean = torch.tensor(self.mean).view(-1, 1, 1).to(device)
             self._std = torch.tensor(self.std).view(-1, 1, 1).to(device)
             self._device = device
@@ -169,12 +180,30 @@ class ResidentDataModule(LightningDataModule, ABC):
             lambda: None if self.trainer is None else self.trainer.global_step,
         )
 
+    def val_dataloader(self) -> "TestLoader | list[TestLoader]":
+        """Validation images as in :meth:`test_dataloader`; no loader where none are held out.
+
+        Raises:
+            ValueError: the Trainer was asked to validate, and there are none.
+        """
+        if self.val is not None:
+            return self._loader(self.val)
+        if self.trainer is not None and self.trainer.validating:
+            raise ValueError(
+                "there are no validation images: hold some out with the data module's "
+                "validation_share"
+            )
+        return []
+
     def test_dataloader(self) -> TestLoader:
         """Test images in order; under several processes, this rank's share of them."""
+        return self._loader(self.test)
+
+    def _loader(self, split: Split) -> TestLoader:
         rank, world_size = (
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )
-        return TestLoader(self.test, self.test_batch_size, self._mean, self._std, rank, world_size)
+        return TestLoader(split, self.test_batch_size, self._mean, self._std, rank, world_size)
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -234,6 +263,35 @@ class ResidentDataModule(LightningDataModule, ABC):
             self.pseudo_domains, [f"pseudo-domain {number}" for number in range(num_domains)]
         )
 
+    def hold_out(self, train: Split) -> Tensor:
+        """Choose the training images that ``validation_share`` takes away: (N,) bool.
+
+        A dataset in which several images show the same thing overrides it.
+        """
+        assert self.validation_share is not None
+        return held_out(
+            train.labels, train.domains, self.validation_share, self.split_seed, "validation"
+        )
+
+    def _set_validation(self, given: Split | None) -> None:
+        """Take the dataset's own validation images, or hold out some of the training images."""
+        self.val = given
+        if self.validation_share is None:
+            return
+        if given is not None:
+            raise ValueError(
+                "the dataset has validation images of its own: leave out validation_share"
+            )
+        chosen = self.hold_out(self.train)
+        if not bool(chosen.any()):
+            raise ValueError(
+                f"validation_share {self.validation_share} of {len(self.train)} training images "
+                "holds out none: raise it, or leave it out"
+            )
+        self.train, self.val = self.train.subset(~chosen), self.train.subset(chosen)
+        # What was known of the whole training data is not true of the part.
+        self.fingerprint = content_fingerprint(self.train, list(self.class_names))
+
     def _groups(self, index: GroupIndex, stream: str, step: int) -> Groups:
         indices, counts = index.draw(self.batch_real, self.seed, stream, step)
         return Groups(self.train, indices, counts, self._mean, self._std)
@@ -273,88 +331,3 @@ def _resident_device(split: Split, device: torch.device) -> torch.device:
             )
             return torch.device("cpu")
     return device
-
-
-class FolderListing(NamedTuple):
-    """The image files of a dataset, before any of them is read."""
-
-    root: Path
-    """The folder that the paths are relative to."""
-    train: list[ListedFile]
-    test: list[ListedFile]
-
-
-class FolderDataModule(ResidentDataModule):
-    """A dataset made of image files, decoded once into a cache file.
-
-    A dataset is a subclass that implements :meth:`list_files`. The cache is keyed by the files'
-    paths, sizes and times of modification, so that a changed dataset is decoded again.
-
-    Args:
-        root: the dataset's folder, or the folder that holds it.
-        image_size: height and width in pixels that images are squashed to.
-        options: the arguments of :class:`ResidentDataModule`.
-    """
-
-    def __init__(self, root: str, image_size: int = 64, **options: Any) -> None:
-        super().__init__(**options)
-        self.root = Path(root).expanduser()
-        self.image_size = image_size
-
-    @abstractmethod
-    def list_files(self) -> FolderListing:
-        """Find the image files of the training and the test split.
-
-        May set ``class_names`` and ``domain_names`` where the class does not.
-
-        Raises:
-            FileNotFoundError: something is not where it should be; names it and the remedy.
-        """
-
-    def prepare_data(self) -> None:
-        """Decode the images into the cache, where that was not done before."""
-        if not self._cache_file.exists():
-            self._build()
-
-    def load_splits(self) -> Mapping[str, Split]:
-        """The decoded splits, from the cache; a damaged or missing cache is built again."""
-        found = read_splits(self._cache_file)
-        if found is None:
-            self._build()
-            found = read_splits(self._cache_file)
-        if found is None:
-            raise OSError(f"the cache file {self._cache_file} cannot be read back after writing it")
-        splits, metadata = found
-        self.fingerprint = metadata["fingerprint"]
-        return splits
-
-    @cached_property
-    def _listing(self) -> FolderListing:
-        return self.list_files()
-
-    @cached_property
-    def _cache_file(self) -> Path:
-        root, train, test = self._listing
-        digest = blake2b(digest_size=16)
-        digest.update(
-            repr((CACHE_VERSION, self.image_size, *self.class_names, *self.domain_names)).encode()
-        )
-        for name, files in (("train", train), ("test", test)):
-            for file in files:
-                status = (root / file.path).stat()
-                line = (name, *file, status.st_size, status.st_mtime_ns)
-                digest.update(repr(line).encode())
-        name = f"{type(self).__name__.lower()}-{self.image_size}px-{digest.hexdigest()}"
-        return self.cache_dir / f"{name}.safetensors"
-
-    def _build(self) -> None:
-        root, train, test = self._listing
-        rank_zero_info(
-            f"Decoding {len(train) + len(test)} images of {root} into {self._cache_file}"
-        )
-        splits = {
-            "train": decode(root, train, self.image_size),
-            "test": decode(root, test, self.image_size),
-        }
-        fingerprint = content_fingerprint(splits["train"], self.class_names)
-        write_splits(self._cache_file, splits, {"fingerprint": fingerprint})

@@ -9,7 +9,6 @@ digits before anything is drawn: no digit is in both parts, in any style.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -201,9 +200,7 @@ class Digits(ResidentDataModule):
     images. ``paths`` name style, class and the number of the digit in scikit-learn's set, e.g.
     ``chalk/3/0123``.
 
-    Args:
-        split_seed: of the split into training and test digits.
-        options: the arguments of `ResidentDataModule`.
+    Arguments are those of `ResidentDataModule`.
     """
 
     class_names = tuple("0123456789")
@@ -212,10 +209,6 @@ class Digits(ResidentDataModule):
     mean = (0.5462, 0.4819, 0.5220)
     std = (0.3288, 0.3297, 0.2638)
 
-    def __init__(self, split_seed: int = 0, **options: Any) -> None:
-        super().__init__(**options)
-        self.split_seed = split_seed
-
     def load_splits(self) -> Mapping[str, Split]:
         """Split the handwritten digits, then draw them; about a second."""
         source = load_digits()
@@ -223,6 +216,11 @@ class Digits(ResidentDataModule):
         drawn = [torch.from_numpy(render_digits(source.images, style)) for style in STYLES]
         numbers = self._numbers(labels)
         return {name: _split(drawn, labels, numbers[name]) for name in ("train", "test")}
+
+    def hold_out(self, train: Split) -> Tensor:
+        """Choose handwritten digits, so that none is in both parts, in any style."""
+        once = len(train) // len(STYLES)
+        return super().hold_out(train.subset(torch.arange(once))).repeat(len(STYLES))
 
     def _numbers(self, labels: Tensor) -> dict[str, Tensor]:
         """The numbers of the training and the test digits, ascending."""

@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from dam_lightning.data.base import FolderDataModule, FolderListing
-from dam_lightning.data.resident import ListedFile
-from dam_lightning.randomness import numpy_generator
+from dam_lightning.data.decoding import ListedFile
+from dam_lightning.data.folders import FolderDataModule, FolderListing, is_image
+from dam_lightning.data.splitting import held_out
 
 __all__ = ["PACS"]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 _TEST_SHARE = 0.1
 
 
@@ -33,28 +32,13 @@ class PACS(FolderDataModule):
     authors' ``test`` lists hold both and are not read.) Without lists a tenth of each class of each
     domain is drawn for the test split, and a line says so.
 
-    Args:
-        root: the dataset's folder, or the folder that holds it.
-        image_size: height and width in pixels that images are squashed to.
-        split_seed: of the split drawn where there are no lists. Not the run's seed: every run must
-            have the same test images.
-        options: the arguments of :class:`~dam_lightning.data.base.ResidentDataModule`.
+    Arguments are those of :class:`~dam_lightning.data.folders.FolderDataModule`.
     """
 
     class_names = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
     domain_names = ("art_painting", "cartoon", "photo", "sketch")
     mean = _IMAGENET_MEAN
     std = _IMAGENET_STD
-
-    def __init__(
-        self,
-        root: str,
-        image_size: int = 64,
-        split_seed: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(root, image_size, **options)
-        self.split_seed = split_seed
 
     def list_files(self) -> FolderListing:
         """Find the images, and split them by the authors' lists or by chance.
@@ -166,28 +150,20 @@ class PACS(FolderDataModule):
         self, files: dict[str, ListedFile]
     ) -> tuple[list[ListedFile], list[ListedFile]]:
         """Training and test images: a tenth of each class of each domain is tested on."""
-        train: list[ListedFile] = []
-        test: list[ListedFile] = []
-        for domain in range(len(self.domain_names)):
-            for label in range(len(self.class_names)):
-                cell = [file for file in files.values() if file[1:] == (label, domain)]
-                generator = numpy_generator(self.split_seed, "split", step=domain, group=label)
-                count = round(_TEST_SHARE * len(cell))
-                chosen = set(generator.permutation(len(cell))[:count].tolist())
-                for position, file in enumerate(cell):
-                    (test if position in chosen else train).append(file)
-        return train, test
+        listed = list(files.values())
+        labels, domains = torch.tensor([file[1:] for file in listed]).unbind(dim=1)
+        tested = held_out(labels, domains, _TEST_SHARE, self.split_seed, "split").tolist()
+        return (
+            [file for file, chosen in zip(listed, tested, strict=True) if not chosen],
+            [file for file, chosen in zip(listed, tested, strict=True) if chosen],
+        )
 
 
 def _image_names(folder: Path) -> list[str]:
     """Names of the image files in a folder, sorted; none where there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-    )
+    return sorted(path.name for path in folder.iterdir() if is_image(path.name))
 
 
 def _listed_paths(source: Path) -> Iterator[str]:

@@ -113,7 +113,9 @@ class GroupIndex:
         self.sizes: list[int] = np.bincount(groups, minlength=len(names)).tolist()
         empty = [name for name, size in zip(names, self.sizes, strict=True) if size == 0]
         if empty:
-            raise ValueError(f"no training images in: {', '.join(empty)}")
+            raise ValueError(
+                f"no training images in: {', '.join(empty)}. Add some, or leave these groups out"
+            )
         order = np.argsort(groups, kind="stable")
         self._members = np.split(order, np.cumsum(self.sizes)[:-1])
 
@@ -191,7 +193,9 @@ class GroupedLoader:
 
 
 class TestLoader:
-    """A split in order, in batches of ``(images, labels, domains)`` that are on the device.
+    """A split in order, for testing or validation.
+
+    Batches are ``(images, labels, domains)`` on the device.
 
     With several ranks each takes every ``world_size``-th image, so that the shares are disjoint and
     complete; they may differ in length by one image.

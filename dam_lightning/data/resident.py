@@ -1,23 +1,18 @@
-"""Images decoded once, kept as uint8, and gathered by index where they lie.
+"""Decoded images, kept as uint8, and gathered by index where they lie.
 
-A :class:`Split` is one part of a dataset as tensors. :func:`decode` makes one from image files;
-:func:`write_splits` and :func:`read_splits` keep decoded splits in a cache file; and
-:func:`write_tensors` and :func:`read_tensors` do the same for any other result. Cache files are
-safetensors: reading one cannot execute anything.
+A :class:`Split` is one part of a dataset as tensors. :func:`write_splits` and :func:`read_splits`
+keep decoded splits in a cache file; :func:`write_tensors` and :func:`read_tensors` do the same for
+any other result. Cache files are safetensors: reading one cannot execute anything.
 """
 
 import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,10 +20,8 @@ from torch import Tensor
 from dam_lightning.files import written_beside
 
 __all__ = [
-    "ListedFile",
     "Split",
     "content_fingerprint",
-    "decode",
     "default_cache_dir",
     "read_splits",
     "read_tensors",
@@ -37,7 +30,7 @@ __all__ = [
     "write_tensors",
 ]
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever a cache file of an earlier version must not be read any more."""
 
 
@@ -89,6 +82,16 @@ class Split:
         """The same split with its images on ``device``; labels and domains stay on the CPU."""
         return Split(self.images.to(device), self.labels, self.domains, self.paths)
 
+    def subset(self, indices: Tensor) -> "Split":
+        """A copy of some of the images, by number: (K,) int64 or (N,) bool, on the CPU."""
+        numbers = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
+        return Split(
+            self.images.index_select(0, numbers.to(self.images.device)),
+            self.labels[numbers],
+            self.domains[numbers],
+            [self.paths[number] for number in numbers.tolist()],
+        )
+
     def gather(self, indices: Tensor, mean: Tensor, std: Tensor, device: torch.device) -> Tensor:
         """Pick images and normalise them: (x / 255 - mean) / std.
 
@@ -109,59 +112,6 @@ class Split:
         pixels = to_device(picked, device).float()
         normalised = pixels.div_(255).sub_(mean).div_(std)
         return normalised.view(*indices.shape, *self.images.shape[1:])
-
-
-class ListedFile(NamedTuple):
-    """An image file with what is known of it before it is read."""
-
-    path: str
-    """Relative to the dataset's folder, with forward slashes."""
-    label: int
-    domain: int
-
-
-def decode(root: Path, files: Sequence[ListedFile], image_size: int) -> Split:
-    """Read image files as RGB, squashed to a square where their size differs.
-
-    The resize is bilinear with antialiasing and does not keep the aspect ratio, as usual for domain
-    generalisation (as DomainBed does it).
-
-    Args:
-        root: the folder the paths are relative to.
-        files: what to read, in order.
-        image_size: height and width of the result in pixels.
-
-    Returns:
-        A split with (N, 3, image_size, image_size) images on the CPU.
-
-    Raises:
-        ValueError: a file cannot be read as an image.
-    """
-    pixels = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
-
-    def read(position: int) -> None:
-        path = root / files[position].path
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # all three mean a damaged file in PIL
-            raise ValueError(
-                f"{path} cannot be read as an image ({error}). "
-                "Replace it with an intact copy, or remove it (and its line in a list of files)."
-            ) from error
-        if image.size != (image_size, image_size):
-            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        pixels[position] = np.asarray(image)
-
-    with ThreadPoolExecutor() as pool:  # PIL decodes outside Python's lock
-        for _ in pool.map(read, range(len(files))):
-            pass
-    return Split(
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor([file.label for file in files], dtype=torch.int64),
-        torch.tensor([file.domain for file in files], dtype=torch.int64),
-        [file.path for file in files],
-    )
 
 
 def content_fingerprint(train: Split, class_names: Sequence[str]) -> str:

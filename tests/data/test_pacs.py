@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dam_lightning.data import PACS, domain_folders
-from dam_lightning.data import base as base_module
+from dam_lightning.data import PACS, domain_folders, folders
 from dam_lightning.data.resident import read_splits
 from tests.conftest import PER_CELL
 from tests.reference.fourier import pseudo_domains
@@ -170,9 +169,9 @@ def test_a_list_of_another_domain_is_refused(tiny_pacs: Path, pacs: MakePACS) ->
 
 def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     builds: list[Path] = []
-    decode = base_module.decode
+    decode = folders.decode
     monkeypatch.setattr(
-        base_module, "decode", lambda root, *rest: builds.append(root) or decode(root, *rest)
+        folders, "decode", lambda root, *rest: builds.append(root) or decode(root, *rest)
     )
     return builds
 

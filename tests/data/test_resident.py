@@ -1,4 +1,4 @@
-"""Decoding, gathering and the cache file."""
+"""Gathering and the cache file."""
 
 import threading
 from pathlib import Path
@@ -6,13 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dam_lightning.data.resident import (
-    ListedFile,
     Split,
     content_fingerprint,
-    decode,
     default_cache_dir,
     read_splits,
     read_tensors,
@@ -50,44 +47,13 @@ def test_a_split_that_does_not_fit_together_is_refused() -> None:
         Split(split.images, split.labels.int(), split.domains, split.paths)
 
 
-def test_decode_makes_rgb_squares(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    colour = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    grey = generator.integers(0, 256, (8, 8), dtype=np.uint8)
-    wide = generator.integers(0, 256, (20, 40, 3), dtype=np.uint8)
-    (tmp_path / "a b").mkdir()
-    for name, pixels in (("colour.png", colour), ("a b/grey.png", grey), ("wide.png", wide)):
-        Image.fromarray(pixels).save(tmp_path / name)
-    files = [
-        ListedFile("wide.png", 2, 1),
-        ListedFile("colour.png", 0, 3),
-        ListedFile("a b/grey.png", 1, 0),
-    ]
-    split = decode(tmp_path, files, 8)
-    assert split.images.shape == (3, 3, 8, 8)
-    assert split.images.is_contiguous()
-    assert split.labels.tolist() == [2, 0, 1]
-    assert split.domains.tolist() == [1, 3, 0]
-    assert split.paths == ["wide.png", "colour.png", "a b/grey.png"]
-    np.testing.assert_array_equal(split.images[1].permute(1, 2, 0).numpy(), colour)
-    np.testing.assert_array_equal(split.images[2].numpy(), np.stack([grey] * 3))
-    # Against PyTorch's antialiased bilinear resize, which rounds a little differently.
-    wide_tensor = torch.from_numpy(wide).permute(2, 0, 1)[None].double()
-    expected = torch.nn.functional.interpolate(
-        wide_tensor, (8, 8), mode="bilinear", antialias=True, align_corners=False
-    )
-    assert (split.images[:1].double() - expected).abs().max() < 1.01
-
-
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])
-def test_an_unreadable_image_is_named(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "broken.jpg"
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    intact = path.read_bytes()
-    path.write_bytes({"garbage": b"no image", "truncated": intact[:900], "empty": b""}[damage])
-    with pytest.raises(ValueError, match=r"broken\.jpg cannot be read .* Replace it"):
-        decode(tmp_path, [ListedFile("broken.jpg", 0, 0)], 8)
+def test_a_subset_is_a_copy_of_some_images() -> None:
+    split = make_split()
+    for chosen in (torch.tensor([1, 4]), torch.arange(6) % 3 == 1):
+        part = split.subset(chosen)
+        assert torch.equal(part.images, split.images[[1, 4]])
+        assert (part.labels.tolist(), part.domains.tolist()) == ([1, 0], [0, 0])
+        assert part.paths == ["1.png", "4.png"]
 
 
 def test_splits_survive_the_cache(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""CIFAR-10, through torchvision."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from dam_lightning.data.base import ResidentDataModule
+from dam_lightning.data.resident import Split
+
+__all__ = ["CIFAR10"]
+
+
+class CIFAR10(ResidentDataModule):
+    """CIFAR-10 (Krizhevsky, 2009): 10 classes, 50,000 training and 10,000 test images of 32 x 32.
+
+    There is one domain. Files are used only where their checksums are those of the originals.
+
+    Args:
+        root: the folder ``cifar-10-batches-py``, or the folder that holds it.
+        download: fetch the 163 MiB where they are not there yet.
+        options: the arguments of :class:`~dam_lightning.data.base.ResidentDataModule`.
+    """
+
+    class_names = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
+    domain_names = ("all",)
+    # As in VICO-UoE/DatasetCondensation.
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2023, 0.1994, 0.2010)
+
+    def __init__(self, root: str, download: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        folder = Path(root).expanduser()
+        self.root = folder.parent if folder.name == _original.base_folder else folder
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download the dataset, where that was not done before.
+
+        Raises:
+            FileNotFoundError: it is not there, or damaged, and was not or could not be downloaded.
+        """
+        try:
+            _original(str(self.root), train=False, download=self.download)
+        except (OSError, RuntimeError) as error:  # what torchvision raises
+            raise FileNotFoundError(
+                f"No intact CIFAR-10 in {self.root / _original.base_folder} ({error}). Give as "
+                "root the folder that holds cifar-10-batches-py, have it downloaded there with "
+                f"download: true, or fetch {_original.url} and unpack it there."
+            ) from error
+
+    def load_splits(self) -> Mapping[str, Split]:
+        """Read the originals."""
+        return {"train": self._read(train=True), "test": self._read(train=False)}
+
+    def _read(self, train: bool) -> Split:
+        source = _original(str(self.root), train=train)
+        images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+        labels: Tensor = torch.tensor(source.targets, dtype=torch.int64)
+        part = "train" if train else "test"
+        paths = [f"{part}/{number:05d}" for number in range(len(labels))]
+        return Split(images, labels, torch.zeros_like(labels), paths)
+
+
+_original = torchvision.datasets.CIFAR10

@@ -1,0 +1,145 @@
+"""Image files to uint8 pixels: decoded in parallel, brought to RGB and to one size."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dam_lightning.data.resident import Split
+
+__all__ = ["ListedFile", "Resize", "decode", "read_image"]
+
+Resize = Literal["squash", "crop"]
+"""How an image becomes a square: squeezed whole, or its middle cut out."""
+
+_NAMED = 5
+"""Unreadable images that a message names; the others it counts."""
+
+
+class ListedFile(NamedTuple):
+    """An image file with what is known of it before it is read."""
+
+    path: str
+    """Relative to the dataset's folder, with forward slashes."""
+    label: int
+    domain: int
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as RGB, as a person would see it.
+
+    Transparent parts become white, cameras' rotation marks are followed, and grey images of 16 bits
+    keep their upper 8. Of several frames the first is taken.
+
+    Raises:
+        OSError: the file is no image, or damaged.
+        ValueError: its pixels are floating-point numbers, whose range is not known.
+    """
+    with Image.open(path) as opened:
+        image: Image.Image = ImageOps.exif_transpose(opened)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if image.mode.startswith("I"):
+        # Pillow would cut off everything above 255.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        # What lies under transparent parts is anything, often black.
+        seen = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    return image.convert("RGB")
+
+
+def decode(
+    root: Path,
+    files: Sequence[ListedFile],
+    image_size: int,
+    resize: Resize = "squash",
+    skip_unreadable: bool = False,
+) -> Split:
+    """Read image files, in threads and with a progress bar.
+
+    Args:
+        root: the folder the paths are relative to.
+        files: what to read, in order.
+        image_size: height and width of the result in pixels. Images of another size are resized
+            bilinearly with antialiasing.
+        resize: ``"squash"`` does not keep the aspect ratio, as usual for domain generalisation (as
+            DomainBed does it); ``"crop"`` keeps it and cuts out the middle.
+        skip_unreadable: leave out images that cannot be read, saying which, instead of refusing.
+
+    Returns:
+        A split with (N, 3, image_size, image_size) images on the CPU.
+
+    Raises:
+        ValueError: files cannot be read as images; names some of them and counts all.
+    """
+    pixels = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
+    size = (image_size, image_size)
+
+    def read(position: int) -> str | None:
+        """Fill one place, or say why not."""
+        try:
+            image = read_image(root / files[position].path)
+        # What Pillow raises of damaged files, depending on the format.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return str(error)
+        if resize == "crop":
+            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+        elif image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        pixels[position] = np.asarray(image)
+        return None
+
+    unreadable: dict[int, str] = {}
+    # Pillow decodes and resizes outside Python's lock.
+    with ThreadPoolExecutor() as pool, _progress() as progress:
+        readings = progress.track(pool.map(read, range(len(files))), total=len(files))
+        for position, reason in enumerate(readings):
+            if reason is not None:
+                unreadable[position] = reason
+    if unreadable:
+        _report(root, files, unreadable, skip_unreadable)
+        kept = [position for position in range(len(files)) if position not in unreadable]
+        pixels, files = pixels[kept], [files[position] for position in kept]
+    return Split(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor([file.label for file in files], dtype=torch.int64),
+        torch.tensor([file.domain for file in files], dtype=torch.int64),
+        [file.path for file in files],
+    )
+
+
+def _report(
+    root: Path, files: Sequence[ListedFile], unreadable: dict[int, str], skip: bool
+) -> None:
+    """Name what cannot be read; an error unless it may be skipped."""
+    named = [
+        f"{root / files[position].path} ({reason})"
+        for position, reason in list(unreadable.items())[:_NAMED]
+    ]
+    more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+    listed = f"{len(unreadable)} of {len(files)} images cannot be read: {', '.join(named)}{more}."
+    if not skip:
+        raise ValueError(
+            f"{listed} Replace them with intact copies or remove them, or leave them out with "
+            "skip_unreadable: true."
+        )
+    rank_zero_info(f"{listed} They are left out.")
+
+
+def _progress() -> Progress:
+    """A bar on the standard error; where that is no terminal, a line when all is done."""
+    return Progress(
+        TextColumn("Decoding"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

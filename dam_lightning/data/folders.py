@@ -1,0 +1,140 @@
+"""The data module for datasets that are made of image files."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_info
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from dam_lightning.data.base import ResidentDataModule
+from dam_lightning.data.decoding import ListedFile, Resize, decode
+from dam_lightning.data.resident import (
+    CACHE_VERSION,
+    Split,
+    content_fingerprint,
+    read_splits,
+    write_splits,
+)
+from dam_lightning.files import check_writable
+
+__all__ = ["FolderDataModule", "FolderListing", "is_image"]
+
+
+class FolderListing(NamedTuple):
+    """The image files of a dataset, before any of them is read."""
+
+    root: Path
+    """The folder that the paths are relative to."""
+    train: list[ListedFile]
+    test: list[ListedFile]
+    val: list[ListedFile] | None = None
+    """Of a dataset with validation images of its own."""
+
+
+class FolderDataModule(ResidentDataModule):
+    """A dataset made of image files, decoded once into a cache file.
+
+    A dataset is a subclass that implements :meth:`list_files`. The cache is keyed by the files'
+    paths, sizes and times of modification, so that a changed dataset is decoded again.
+
+    Args:
+        root: the dataset's folder, or the folder that holds it.
+        image_size: height and width in pixels that images are resized to.
+        resize: ``"squash"`` images that are no squares, or ``"crop"`` their middle.
+        skip_unreadable: leave out images that cannot be read, saying which, instead of refusing.
+        options: the arguments of :class:`ResidentDataModule`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 64,
+        resize: Resize = "squash",
+        skip_unreadable: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        if resize not in ("squash", "crop"):
+            raise ValueError(f"resize must be squash or crop, got {resize!r}")
+        self.root = Path(root).expanduser()
+        self.image_size = image_size
+        self.resize: Resize = resize
+        self.skip_unreadable = skip_unreadable
+
+    @abstractmethod
+    def list_files(self) -> FolderListing:
+        """Find the image files of the splits.
+
+        May set ``class_names`` and ``domain_names`` where the class does not.
+
+        Raises:
+            FileNotFoundError: something is not where it should be; names it and the remedy.
+        """
+
+    def prepare_data(self) -> None:
+        """Decode the images into the cache, where that was not done before."""
+        if not self._cache_file.exists():
+            self._build()
+
+    def load_splits(self) -> Mapping[str, Split]:
+        """The decoded splits, from the cache; a damaged or missing cache is built again."""
+        found = read_splits(self._cache_file)
+        if found is None:
+            self._build()
+            found = read_splits(self._cache_file)
+        if found is None:
+            raise OSError(f"the cache file {self._cache_file} cannot be read back after writing it")
+        splits, metadata = found
+        self.fingerprint = metadata["fingerprint"]
+        return splits
+
+    @cached_property
+    def _listing(self) -> FolderListing:
+        return self.list_files()
+
+    @property
+    def _listed(self) -> dict[str, list[ListedFile]]:
+        """The files of each split that there is."""
+        _, train, test, val = self._listing
+        return {"train": train, "test": test} | ({} if val is None else {"val": val})
+
+    @cached_property
+    def _cache_file(self) -> Path:
+        root = self._listing.root
+        digest = blake2b(digest_size=16)
+        names = (*self.class_names, *self.domain_names)
+        decoding = (self.image_size, self.resize, self.skip_unreadable)
+        digest.update(repr((CACHE_VERSION, *decoding, *names)).encode())
+        for split, files in self._listed.items():
+            for file in files:
+                status = (root / file.path).stat()
+                line = (split, *file, status.st_size, status.st_mtime_ns)
+                digest.update(repr(line).encode())
+        name = f"{type(self).__name__.lower()}-{self.image_size}px-{digest.hexdigest()}"
+        return self.cache_dir / f"{name}.safetensors"
+
+    def _build(self) -> None:
+        root, listed = self._listing.root, self._listed
+        check_writable(self.cache_dir, "cache_dir")
+        count = sum(len(files) for files in listed.values())
+        rank_zero_info(f"Decoding {count} images of {root} into {self._cache_file}")
+        splits = {
+            name: decode(root, files, self.image_size, self.resize, self.skip_unreadable)
+            for name, files in listed.items()
+        }
+        fingerprint = content_fingerprint(splits["train"], self.class_names)
+        write_splits(self._cache_file, splits, {"fingerprint": fingerprint})
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image, of the formats that torchvision reads."""
+    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")

@@ -1,0 +1,87 @@
+"""CIFAR-10 from its original files, downloaded or not."""
+
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dam_lightning import CIFAR10
+
+
+def ready(root: Path, **options: Any) -> CIFAR10:
+    data = CIFAR10(str(root), **options)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
+def test_images_and_labels_are_those_of_the_files(tiny_cifar10: Path, inner: str) -> None:
+    data = ready(tiny_cifar10 / inner, download=False)
+    assert (len(data.train), len(data.test)) == (100, 20)
+    assert data.image_shape == (3, 32, 32)
+    assert (data.num_classes, data.domain_names) == (10, ["all"])
+    for split, names in (
+        (data.train, [f"data_batch_{n}" for n in range(1, 6)]),
+        (data.test, ["test_batch"]),
+    ):
+        batches = [
+            pickle.loads((tiny_cifar10 / "cifar-10-batches-py" / name).read_bytes())
+            for name in names
+        ]
+        pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        np.testing.assert_array_equal(split.images, pixels)
+        assert split.labels.tolist() == [label for batch in batches for label in batch["labels"]]
+    assert len(set(data.train.paths)) == 100
+
+
+def test_it_is_downloaded_where_it_is_missing(tiny_cifar10: Path, tmp_path: Path) -> None:
+    expected = ready(tiny_cifar10).fingerprint
+    assert ready(tmp_path / "new" / "folder").fingerprint == expected
+    shutil.rmtree(tmp_path / "new" / "folder" / "cifar-10-batches-py")
+    with pytest.raises(FileNotFoundError, match=r"No intact CIFAR-10 in .*new"):
+        ready(tmp_path / "new" / "folder", download=False)
+
+
+def test_a_damaged_file_is_never_unpickled(tiny_cifar10: Path, tmp_path: Path) -> None:
+    """But replaced, where downloading is allowed."""
+    file = tiny_cifar10 / "cifar-10-batches-py" / "data_batch_3"
+    expected = ready(tiny_cifar10).fingerprint
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "exploded",)
+
+    file.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(FileNotFoundError, match=r"No intact CIFAR-10 .* download: true, or fetch"):
+        ready(tiny_cifar10, download=False)
+    assert ready(tiny_cifar10).fingerprint == expected
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_download_that_fails_is_explained(tiny_cifar10: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "server")
+    with pytest.raises(FileNotFoundError, match=r"No intact CIFAR-10 in .*new.* fetch http:"):
+        ready(tmp_path / "new")
+
+
+def test_an_archive_that_is_not_the_original_is_not_unpacked(
+    tiny_cifar10: Path, tmp_path: Path
+) -> None:
+    (archive,) = (tmp_path / "server").iterdir()
+    archive.write_bytes(archive.read_bytes()[:-20])
+    with pytest.raises(FileNotFoundError, match=r"No intact CIFAR-10 in .*new"):
+        ready(tmp_path / "new")
+    assert not (tmp_path / "new" / "cifar-10-batches-py").exists()
+
+
+def test_the_real_cifar10(real_cifar10: CIFAR10) -> None:
+    assert (len(real_cifar10.train), len(real_cifar10.test)) == (50_000, 10_000)
+    assert real_cifar10.train.labels.bincount().tolist() == [5_000] * 10
+    assert real_cifar10.test.labels.bincount().tolist() == [1_000] * 10
+    assert real_cifar10.train.labels[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, ...
+    means = real_cifar10.train.images[::10].float().mean(dim=(0, 2, 3)) / 255
+    np.testing.assert_allclose(means, real_cifar10.mean, atol=0.005)
