@@ -1,12 +1,16 @@
 """The command line: ``fit`` condenses, ``test`` evaluates, everything by YAML or options."""
 
+import contextlib
+import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -16,7 +20,18 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.loggers import CSVLogger
 
 import dam_lightning
-from dam_lightning.callbacks import CondensedPicture, LastCheckpoint, RunSummary, StepProgress
+from dam_lightning.callbacks import (
+    CondensedPicture,
+    LastCheckpoint,
+    MaskPictures,
+    PseudoDomainPicture,
+    RunSummary,
+    StepProgress,
+)
+from dam_lightning.files import check_writable
+from dam_lightning.messages import REFUSALS, ArgumentParser, one_line
+from dam_lightning.methods.base import Condenser
+from dam_lightning.methods.trainer_options import check_trainer_options
 
 __all__ = ["main"]
 
@@ -27,8 +42,20 @@ class _SaveFitConfig(SaveConfigCallback):
     """Saves the configuration of a fit, which a later test in the same folder must not replace."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet: a run that is refused leaves no file."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove the folders that loggers make before anything is checked, where they are empty."""
+        if not self.already_saved and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                for folder in (logger.log_dir, logger.root_dir):
+                    with contextlib.suppress(OSError):
+                        Path(folder or "").rmdir()
 
 
 class _ConfigFile(ActionConfigFile):
@@ -42,7 +69,19 @@ class _ConfigFile(ActionConfigFile):
             for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
                 shipped = folder / values.removeprefix("configs/")
                 values = str(shipped) if shipped.is_file() else values
+            if not Path(values).is_file():
+                parser.error(
+                    f"there is no config {values}, neither here nor among those of the package "
+                    f"({', '.join(_shipped())})"
+                )
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+
+
+def _shipped() -> list[str]:
+    """Folders and files of the configs that come with the package."""
+    folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    return [] if found is None else sorted(path.name for path in found.iterdir())
 
 
 class _CLI(LightningCLI):
@@ -55,6 +94,11 @@ class _CLI(LightningCLI):
             "--config",
             action=_ConfigFile,
             help="Path of a YAML file, or the name of a shipped one such as quickstart.yaml.",
+        )
+        parser.add_argument(
+            "--traceback",
+            action="store_true",
+            help="Show where an error was raised, not only what it says.",
         )
         return parser
 
@@ -71,13 +115,21 @@ class _CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        if self.subcommand == "fit" and isinstance(self.model, Condenser):
+            _check_trainer_config(config)
+        check_writable(Path(config["default_root_dir"] or Path.cwd()), "--trainer.default_root_dir")
         if config["barebones"]:
             self.trainer_defaults["callbacks"] = []
             return super().instantiate_trainer(**kwargs)
         if config["logger"] in (None, True):
             # What Lightning does without TensorBoard, without its advice to install it.
             kwargs["logger"] = CSVLogger(config["default_root_dir"] or Path.cwd())
-        own: list[Callback] = [CondensedPicture(), RunSummary()]
+        own: list[Callback] = [
+            CondensedPicture(),
+            MaskPictures(),
+            PseudoDomainPicture(),
+            RunSummary(),
+        ]
         if config["enable_checkpointing"] is not False:
             own.append(LastCheckpoint())
         has_bar = any(isinstance(c, ProgressBar) for c in config["callbacks"] or [])
@@ -87,14 +139,35 @@ class _CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
+def _check_trainer_config(config: Any) -> None:
+    """Refuse what a Condenser refuses, before Lightning replaces or rejects it by itself."""
+    check_trainer_options(
+        config["precision"] or "32-true",
+        config["strategy"],
+        config["accumulate_grad_batches"],
+        config["max_steps"],
+    )
+    limits = (config["max_steps"], config["max_epochs"] or -1)
+    stoppers = config["max_time"] or any(
+        isinstance(callback, EarlyStopping) for callback in config["callbacks"] or []
+    )
+    if limits == (-1, -1) and not (stoppers or config["fast_dev_run"]):
+        raise MisconfigurationException(
+            "the fit would never end: give --trainer.max_steps, the number of image updates"
+        )
+
+
 def _filter_warnings() -> None:
-    """Silence what Lightning says of choices that this package makes on purpose."""
+    """Silence advertisements, and what is said of choices that are made on purpose."""
     for message in (
         ".*no `val_dataloader`.*",  # test images must not be used for validation
+        ".*Total length of `list` across ranks is zero.*",  # no validation images
         ".*does not have many workers.*",  # images are resident
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of PyTorch
     ):
         warnings.filterwarnings("ignore", message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
 def main(args: ArgsType = None) -> None:
@@ -102,21 +175,32 @@ def main(args: ArgsType = None) -> None:
 
     Args:
         args: arguments instead of ``sys.argv``.
+
+    Raises:
+        SystemExit: with status 1 and one line on the standard error where something given is no
+            good; with status 2 where the arguments themselves are not.
     """
     _filter_warnings()
-    _CLI(
-        LightningModule,
-        LightningDataModule,
-        save_config_callback=_SaveFitConfig,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={"max_epochs": -1, "enable_model_summary": False},
-        seed_everything_default=0,
-        parser_kwargs={"version": dam_lightning.__version__},
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        args=args,
-    )
+    try:
+        _CLI(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=_SaveFitConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"max_epochs": -1, "enable_model_summary": False},
+            seed_everything_default=0,
+            parser_kwargs={"version": dam_lightning.__version__},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_class=ArgumentParser,
+            args=args,
+        )
+    except REFUSALS as error:
+        if "--traceback" in (sys.argv if args is None else args):
+            raise
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

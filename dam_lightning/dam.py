@@ -54,10 +54,9 @@ class DomainAwareModule(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
-        if num_images < 1 or num_domains < 1:
-            raise ValueError(
-                f"num_images and num_domains must be at least 1, got {num_images} and {num_domains}"
-            )
+        for name, value in (("num_images", num_images), ("num_domains", num_domains)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if not weight >= 0:

@@ -22,7 +22,7 @@ def is_rehearsal(trainer: Trainer) -> bool:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Make a folder where it is missing, and see whether files can be made in it.
+    """See whether files can be made in a folder that is there or is still to be made.
 
     Args:
         folder: the folder.
@@ -31,15 +31,12 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         OSError: they cannot.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "may not be written into" if existing.is_dir() else "is no folder"
         raise OSError(
-            f"cannot write into the folder {folder} ({error.strerror or error}). Make it writable, "
-            f"or name another with {option}"
-        ) from error
+            f"cannot make files in {folder}: {existing} {reason}. Name another folder with {option}"
+        )
 
 
 @contextmanager

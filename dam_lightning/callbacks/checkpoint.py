@@ -26,4 +26,4 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         path = run_folder(trainer) / "last.ckpt"
         if not is_rehearsal(trainer):
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)

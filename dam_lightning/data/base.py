@@ -145,16 +145,23 @@ class ResidentDataModule(LightningDataModule, ABC):
         """Load the splits and put their images on the accelerator where they fit, else leave them.
 
         Args:
-            stage: ignored; every stage needs the same. Repeated calls do nothing.
+            stage: every stage needs the same, but ``"validate"`` refuses data without validation
+                images. Repeated calls do nothing.
 
         Raises:
-            ValueError: a class has no training images, or nothing can be held out for validation.
+            ValueError: a class has no training images, or there are no validation images where they
+                are needed.
         """
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if self._device is None:
             splits = self.load_splits()
             self.train, self.test = splits["train"], splits["test"]
             self._set_validation(splits.get("val"))
+            if stage == "validate" and self.val is None:
+                raise ValueError(
+                    "there are no validation images: hold some out with the data module's "
+                    "validation_share"
+                )
             self.class_names = list(self.class_names)
             self.domain_names = list(self.domain_names)
             if not hasattr(self, "fingerprint"):
@@ -181,19 +188,8 @@ class ResidentDataModule(LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> "TestLoader | list[TestLoader]":
-        """Validation images as in :meth:`test_dataloader`; no loader where none are held out.
-
-        Raises:
-            ValueError: the Trainer was asked to validate, and there are none.
-        """
-        if self.val is not None:
-            return self._loader(self.val)
-        if self.trainer is not None and self.trainer.validating:
-            raise ValueError(
-                "there are no validation images: hold some out with the data module's "
-                "validation_share"
-            )
-        return []
+        """Validation images as in :meth:`test_dataloader`; no loader where there are none."""
+        return [] if self.val is None else self._loader(self.val)
 
     def test_dataloader(self) -> TestLoader:
         """Test images in order; under several processes, this rank's share of them."""

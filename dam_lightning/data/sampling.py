@@ -7,7 +7,26 @@ from torch import Tensor
 
 from dam_lightning.data.groups import GroupIndex
 
-__all__ = ["random_images"]
+__all__ = ["check_class_sizes", "random_images"]
+
+
+def check_class_sizes(data: Any, per_class: int) -> None:
+    """Refuse to take more images of a class than it has.
+
+    Args:
+        data: a data module after its ``setup``; its ``train`` and ``class_names`` are used.
+        per_class: images of each class.
+
+    Raises:
+        ValueError: a class has fewer training images.
+    """
+    sizes = torch.bincount(data.train.labels.cpu(), minlength=len(data.class_names)).tolist()
+    for name, size in zip(data.class_names, sizes, strict=True):
+        if size < per_class:
+            raise ValueError(
+                f"class {name!r} has {size} training images, but {per_class} are asked for; use a "
+                "smaller ipc"
+            )
 
 
 def random_images(data: Any, per_class: int, seed: int, stream: str, step: int = 0) -> Tensor:
@@ -28,13 +47,8 @@ def random_images(data: Any, per_class: int, seed: int, stream: str, step: int =
     Raises:
         ValueError: if a class has fewer images.
     """
+    check_class_sizes(data, per_class)
     index = GroupIndex(data.train.labels.cpu(), data.class_names)
-    for name, size in zip(data.class_names, index.sizes, strict=True):
-        if size < per_class:
-            raise ValueError(
-                f"class {name!r} has {size} training images, but {per_class} are asked for; use a "
-                "smaller ipc"
-            )
     indices, _ = index.draw(per_class, seed, stream, step)
     images = data.train.images
     picked = images[indices.flatten().to(images.device)].float() / 255

@@ -14,10 +14,10 @@ from dam_lightning.backbones import Backbone, build_backbone
 from dam_lightning.condensed_set import CondensedSet, as_json
 from dam_lightning.dam import DomainAwareModule
 from dam_lightning.data.groups import GroupedBatch, Groups
-from dam_lightning.data.sampling import random_images
+from dam_lightning.data.sampling import check_class_sizes, random_images
 from dam_lightning.evaluation.loop import EvaluatingModule
 from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
-from dam_lightning.files import is_rehearsal, run_folder
+from dam_lightning.files import check_writable, is_rehearsal, run_folder
 from dam_lightning.functional import (
     DSA,
     augment,
@@ -33,13 +33,11 @@ from dam_lightning.methods.checkpoints import (
 from dam_lightning.methods.draws import augmentation_draws, dealt_out
 from dam_lightning.methods.gradients import carry_gradient
 from dam_lightning.methods.provenance import data_provenance, unknown_data
+from dam_lightning.methods.trainer_options import check_trainer_options
 from dam_lightning.randomness import run_seed, seeded, torch_generator
 from dam_lightning.version import __version__
 
 __all__ = ["Condenser", "DAMOptions"]
-
-
-_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 class DAMOptions(TypedDict, total=False):
@@ -128,6 +126,11 @@ class Condenser(EvaluatingModule):
         for name, value in (("ipc", ipc), ("max_images", max_images)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, rate in (("lr_images", lr_images), ("lr_masks", lr_masks)):
+            if rate is not None and not rate > 0:
+                raise ValueError(f"{name} must be above 0, got {rate}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if init not in ("noise", "real"):
             raise ValueError(f"init must be noise or real, got {init!r}")
         if (num_classes is None) != (image_shape is None):
@@ -279,11 +282,15 @@ class Condenser(EvaluatingModule):
         Raises:
             MisconfigurationException: if the data module is missing or contradicts the arguments,
                 or the Trainer is set to something that would change the method.
+            ValueError: if a class has fewer than ``ipc`` training images.
+            OSError: if the run's folder cannot be written into.
         """
         data = self._data
         if data is None:
             raise MisconfigurationException("a Condenser takes its real images from a data module")
         shapes = {"num_classes": data.num_classes, "image_shape": tuple(data.image_shape)}
+        if stage == "fit":
+            self._check_fit(data)
         if not self._is_built:
             self._build(**shapes)
         for name, value in shapes.items():
@@ -294,28 +301,27 @@ class Condenser(EvaluatingModule):
                     "the data it was meant for"
                 )
         self._provenance = data_provenance(data)
+        strategy = self.trainer.strategy
+        strategy.checkpoint_io = CondensedSetBeside.around(
+            strategy.checkpoint_io, self.condensed_set
+        )
         if stage != "fit":
             return
-        if self.trainer.accumulate_grad_batches != 1:
-            raise MisconfigurationException(
-                "accumulate_grad_batches must be 1: a step is one image update on fresh draws; to "
-                "save memory, lower max_images, which leaves the gradient as it is"
-            )
-        if self.trainer.precision not in _PRECISIONS:
-            raise MisconfigurationException(
-                f"precision must be one of {', '.join(_PRECISIONS)}, got {self.trainer.precision}: "
-                "images and their gradients are too fine for half precision"
-            )
         if self.dam is not None and self.dam.weight > 0:
             data.setup_domains(self.dam.num_domains)
         if self.init == "real" and self._images_are_initial:
             with torch.no_grad():
                 self.images.copy_(random_images(data, self.ipc, self.seed, "init"))
         self._images_are_initial = False
-        strategy = self.trainer.strategy
-        strategy.checkpoint_io = CondensedSetBeside.around(
-            strategy.checkpoint_io, self.condensed_set
+
+    def _check_fit(self, data: Any) -> None:
+        """Refuse what must not be condensed, before anything is made."""
+        trainer = self.trainer
+        check_trainer_options(
+            trainer.precision, trainer.strategy, trainer.accumulate_grad_batches, trainer.max_steps
         )
+        check_writable(run_folder(trainer), "default_root_dir of the Trainer")
+        check_class_sizes(data, self.ipc)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One SGD for images and masks, so that a step is a step in every count of Lightning's."""

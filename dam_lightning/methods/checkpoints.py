@@ -8,6 +8,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from dam_lightning.checkpoint_io import CheckedCheckpointIO
 from dam_lightning.condensed_set import CondensedSet
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
 _SHAPING = ("ipc", "num_classes", "image_shape", "backbone", "backbone_args")
 
 
-class CondensedSetBeside(CheckpointIO):
+class CondensedSetBeside(CheckedCheckpointIO):
     """Writes the condensed set next to every checkpoint, whoever asked for the checkpoint.
 
     The set of ``name.ckpt`` is ``name.safetensors``; it is removed with the checkpoint.
@@ -32,42 +33,25 @@ class CondensedSetBeside(CheckpointIO):
     """
 
     def __init__(self, inner: CheckpointIO, condensed_set: Callable[[], CondensedSet]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._condensed_set = condensed_set
-
-    @classmethod
-    def around(
-        cls, inner: CheckpointIO, condensed_set: Callable[[], CondensedSet]
-    ) -> "CondensedSetBeside":
-        """Like the constructor, but takes the place of an earlier one, of another module."""
-        return cls(inner._inner if isinstance(inner, cls) else inner, condensed_set)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write both."""
-        self._inner.save_checkpoint(checkpoint, path, storage_options)
+        super().save_checkpoint(checkpoint, path, storage_options)
         beside = _beside(path)
         # Others are bare weights, which spawned processes hand over in a file, or another module's.
         if beside is not None and "condenser" in checkpoint:
             self._condensed_set().save(beside)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read the checkpoint."""
-        return self._inner.load_checkpoint(path, map_location, weights_only)
-
     def remove_checkpoint(self, path: Any) -> None:
         """Remove both."""
-        self._inner.remove_checkpoint(path)
+        super().remove_checkpoint(path)
         beside = _beside(path)
         if beside is not None:
             beside.unlink(missing_ok=True)
-
-    def teardown(self) -> None:
-        """Close what does the work."""
-        self._inner.teardown()
 
 
 def _beside(path: Any) -> Path | None:
