@@ -127,8 +127,8 @@ def test_images_of_another_number_or_size_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_images": 0}, "num_images and num_domains must be at least 1, got 0 and 4"),
-        ({"num_domains": 0}, "got 2 and 0"),
+        ({"num_images": 0}, "num_images must be at least 1, got 0"),
+        ({"num_domains": 0}, "num_domains must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"temperature": math.nan}, "temperature must be above 0"),
         ({"weight": -0.1}, "weight must be 0 or above, got -0.1"),

@@ -157,11 +157,6 @@ class ResidentDataModule(LightningDataModule, ABC):
             splits = self.load_splits()
             self.train, self.test = splits["train"], splits["test"]
             self._set_validation(splits.get("val"))
-            if stage == "validate" and self.val is None:
-                raise ValueError(
-                    "there are no validation images: hold some out with the data module's "
-                    "validation_share"
-                )
             self.class_names = list(self.class_names)
             self.domain_names = list(self.domain_names)
             if not hasattr(self, "fingerprint"):
@@ -175,6 +170,11 @@ class ResidentDataModule(LightningDataModule, ABC):
             self._mean = torch.tensor(self.mean).view(-1, 1, 1).to(device)
             self._std = torch.tensor(self.std).view(-1, 1, 1).to(device)
             self._device = device
+        if stage == "validate" and not self.val_dataloader():
+            raise ValueError(
+                "there are no validation images: hold some out with the data module's "
+                "validation_share"
+            )
 
     def train_dataloader(self) -> GroupedLoader:
         """``steps_per_epoch`` batches of real images, beginning with the Trainer's global step.

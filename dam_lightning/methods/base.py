@@ -126,9 +126,10 @@ class Condenser(EvaluatingModule):
         for name, value in (("ipc", ipc), ("max_images", max_images)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, rate in (("lr_images", lr_images), ("lr_masks", lr_masks)):
-            if rate is not None and not rate > 0:
-                raise ValueError(f"{name} must be above 0, got {rate}")
+        if not lr_images > 0:
+            raise ValueError(f"lr_images must be above 0, got {lr_images}")
+        if lr_masks is not None and not lr_masks >= 0:
+            raise ValueError(f"lr_masks must be 0 or above, got {lr_masks}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if init not in ("noise", "real"):
