@@ -42,8 +42,8 @@ class CheckedCheckpointIO(CheckpointIO):
             checkpoint = self._inner.load_checkpoint(path, map_location, weights_only)
             if isinstance(checkpoint, dict) and "state_dict" in checkpoint:
                 return checkpoint
-        except OSError:
-            raise  # it is not there, or may not be read
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            raise
         # torch.load raises almost anything of damaged and foreign files.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]

@@ -93,12 +93,12 @@ def write_cifar10(folder: Path, per_file: int) -> None:
 
 @pytest.fixture
 def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that holds a CIFAR-10 of 100 + 20 images, with checksums to match.
+    """A folder that holds a CIFAR-10 of 500 + 100 images, with checksums to match.
 
     It can be downloaded too, from a server of the folder ``server`` beside it.
     """
     root = tmp_path / "data"
-    write_cifar10(root, per_file=20)
+    write_cifar10(root, per_file=100)
 
     def md5(path: Path) -> str:
         return hashlib.md5(path.read_bytes()).hexdigest()

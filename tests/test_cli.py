@@ -218,9 +218,10 @@ def test_version_and_help(script: list[str]) -> None:
 def test_every_expected_config_is_shipped() -> None:
     names = {str(path.relative_to(CONFIGS)) for path in SHIPPED}
     expected = {"quickstart.yaml", "evaluate/convnet.yaml"}
-    for dataset in ("digits", "pacs"):
+    for dataset in ("digits", "pacs", "image_folder", "cifar10"):
         for method in ("dm", "dm_dam"):
-            expected |= {f"{dataset}/{method}_ipc{ipc}.yaml" for ipc in (1, 10)}
+            ipcs = (1, 10, 50) if dataset == "cifar10" else (1, 10)
+            expected |= {f"{dataset}/{method}_ipc{ipc}.yaml" for ipc in ipcs}
     assert expected <= names
 
 
@@ -236,12 +237,17 @@ def test_shipped_configs_run(
     options += ["--model.backbone_args.width", "4", "--model.recipe.epochs", "1"]
     if path.parent.name == "pacs":
         options += ["--data.root", str(request.getfixturevalue("tiny_pacs"))]
+    elif path.parent.name == "image_folder":
+        options += ["--data.root", str(request.getfixturevalue("tiny_pacs") / "PACS")]
+        options += ["--data.test_share", "0.01"]  # the smallest part
+    elif path.parent.name == "cifar10":
+        options += ["--data.root", str(request.getfixturevalue("tiny_cifar10"))]
     condensed = condense(str(path), *options)
     if path.parent != CONFIGS:
         method, ipc = path.stem.rsplit("_ipc", 1)
         assert condensed.metadata["ipc"] == int(ipc)
         assert condensed.metadata["dam"] == (4 if method.endswith("_dam") else 0)
-        assert condensed.metadata["dataset"].lower() == path.parent.name
+        assert condensed.metadata["dataset"].lower() == path.parent.name.replace("_", "")
         paper = yaml.safe_load(path.read_text())
         assert paper["trainer"]["max_steps"] == 20_000
         model = condensed.metadata["config"]["model"]
@@ -249,8 +255,8 @@ def test_shipped_configs_run(
         assert paper["model"]["init_args"].get("dam", {}) == {}
 
 
-def test_pacs_configs_use_the_deeper_network() -> None:
+def test_configs_for_larger_images_use_the_deeper_network() -> None:
     for path in SHIPPED:
-        if path.parent.name == "pacs":
+        if path.parent.name in ("pacs", "image_folder"):
             model = yaml.safe_load(path.read_text())["model"]["init_args"]
             assert model["backbone_args"] == {"depth": 4}

@@ -1,13 +1,15 @@
 """Image files to uint8 pixels: decoded in parallel, brought to RGB and to one size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -58,16 +60,16 @@ def read_image(path: Path) -> Image.Image:
 
 def decode(
     root: Path,
-    files: Sequence[ListedFile],
+    splits: Mapping[str, Sequence[ListedFile]],
     image_size: int,
     resize: Resize = "squash",
     skip_unreadable: bool = False,
-) -> Split:
+) -> dict[str, Split]:
     """Read image files, in threads and with a progress bar.
 
     Args:
         root: the folder the paths are relative to.
-        files: what to read, in order.
+        splits: what to read, in order.
         image_size: height and width of the result in pixels. Images of another size are resized
             bilinearly with antialiasing.
         resize: ``"squash"`` does not keep the aspect ratio, as usual for domain generalisation (as
@@ -75,38 +77,54 @@ def decode(
         skip_unreadable: leave out images that cannot be read, saying which, instead of refusing.
 
     Returns:
-        A split with (N, 3, image_size, image_size) images on the CPU.
+        The splits, with (N, 3, image_size, image_size) images on the CPU.
 
     Raises:
         ValueError: files cannot be read as images; names some of them and counts all.
     """
-    pixels = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
-    size = (image_size, image_size)
-
-    def read(position: int) -> str | None:
-        """Fill one place, or say why not."""
-        try:
-            image = read_image(root / files[position].path)
-        # What Pillow raises of damaged files, depending on the format.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return str(error)
-        if resize == "crop":
-            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-        elif image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        pixels[position] = np.asarray(image)
-        return None
-
-    unreadable: dict[int, str] = {}
+    decoded: dict[str, Split] = {}
+    unreadable: dict[str, str] = {}
+    count = sum(len(files) for files in splits.values())
     # Pillow decodes and resizes outside Python's lock.
     with ThreadPoolExecutor() as pool, _progress() as progress:
-        readings = progress.track(pool.map(read, range(len(files))), total=len(files))
-        for position, reason in enumerate(readings):
-            if reason is not None:
-                unreadable[position] = reason
+        task = progress.add_task("", total=count)
+        for name, files in splits.items():
+            pixels = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
+            paths = [root / file.path for file in files]
+            read = partial(_read_into, size=(image_size, image_size), resize=resize)
+            kept = []
+            for position, reason in enumerate(pool.map(read, paths, pixels)):
+                if reason is None:
+                    kept.append(position)
+                else:
+                    unreadable[str(paths[position])] = reason
+                progress.advance(task)
+            decoded[name] = _split(pixels, files, kept)
     if unreadable:
-        _report(root, files, unreadable, skip_unreadable)
-        kept = [position for position in range(len(files)) if position not in unreadable]
+        _report(unreadable, count, skip_unreadable)
+    return decoded
+
+
+def _read_into(
+    path: Path, place: NDArray[np.uint8], size: tuple[int, int], resize: Resize
+) -> str | None:
+    """Fill one image's place, or say why not."""
+    try:
+        image = read_image(path)
+    # What Pillow raises of damaged files, depending on the format.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return str(error)
+    if resize == "crop":
+        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    elif image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    place[:] = np.asarray(image)
+    return None
+
+
+def _split(pixels: NDArray[np.uint8], files: Sequence[ListedFile], kept: list[int]) -> Split:
+    """The images that were read."""
+    if len(kept) < len(files):
         pixels, files = pixels[kept], [files[position] for position in kept]
     return Split(
         torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
@@ -116,16 +134,11 @@ def decode(
     )
 
 
-def _report(
-    root: Path, files: Sequence[ListedFile], unreadable: dict[int, str], skip: bool
-) -> None:
+def _report(unreadable: Mapping[str, str], count: int, skip: bool) -> None:
     """Name what cannot be read; an error unless it may be skipped."""
-    named = [
-        f"{root / files[position].path} ({reason})"
-        for position, reason in list(unreadable.items())[:_NAMED]
-    ]
+    named = [f"{path} ({reason})" for path, reason in list(unreadable.items())[:_NAMED]]
     more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
-    listed = f"{len(unreadable)} of {len(files)} images cannot be read: {', '.join(named)}{more}."
+    listed = f"{len(unreadable)} of {count} images cannot be read: {', '.join(named)}{more}."
     if not skip:
         raise ValueError(
             f"{listed} Replace them with intact copies or remove them, or leave them out with "

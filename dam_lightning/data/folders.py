@@ -127,10 +127,7 @@ class FolderDataModule(ResidentDataModule):
         check_writable(self.cache_dir, "cache_dir")
         count = sum(len(files) for files in listed.values())
         rank_zero_info(f"Decoding {count} images of {root} into {self._cache_file}")
-        splits = {
-            name: decode(root, files, self.image_size, self.resize, self.skip_unreadable)
-            for name, files in listed.items()
-        }
+        splits = decode(root, listed, self.image_size, self.resize, self.skip_unreadable)
         fingerprint = content_fingerprint(splits["train"], self.class_names)
         write_splits(self._cache_file, splits, {"fingerprint": fingerprint})
 

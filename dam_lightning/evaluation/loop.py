@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from dam_lightning.checkpoint_io import CheckedCheckpointIO
 from dam_lightning.evaluation.accuracy import Figure, Scores
 from dam_lightning.evaluation.evaluator import Evaluator, train_networks
 from dam_lightning.evaluation.ledger import append_row, describe_machine, open_ledger
@@ -89,6 +90,13 @@ class EvaluatingModule(LightningModule, ABC):
 
     # Lightning's hooks.
 
+    def setup(self, stage: str) -> None:
+        """Look at the ledger, which must not fail when all is done; refuse damaged checkpoints."""
+        strategy = self.trainer.strategy
+        strategy.checkpoint_io = CheckedCheckpointIO.around(strategy.checkpoint_io)
+        if stage == "test" and self.ledger is not None and self.trainer.is_global_zero:
+            open_ledger(self.ledger)
+
     def on_validation_start(self) -> None:
         """Train the networks; not for the sanity check, which would train them for nothing."""
         if not self.trainer.sanity_checking:
@@ -105,9 +113,7 @@ class EvaluatingModule(LightningModule, ABC):
             self._end("val")
 
     def on_test_start(self) -> None:
-        """Train the networks; first look at the ledger, which must not fail when all is done."""
-        if self.ledger is not None and self.trainer.is_global_zero:
-            open_ledger(self.ledger)
+        """Train the networks."""
         self._begin()
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:

@@ -9,7 +9,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from dam_lightning.backbones import build_backbone
-from dam_lightning.checkpoint_io import CheckedCheckpointIO
 from dam_lightning.condensed_set import CondensedSet
 from dam_lightning.data.sampling import random_images
 from dam_lightning.evaluation.loop import EvaluatingModule
@@ -80,8 +79,7 @@ class Evaluation(EvaluatingModule):
                 "Evaluation trains its networks in one process: use devices=1 for fit (test may "
                 "use several)"
             )
-        strategy = self.trainer.strategy
-        strategy.checkpoint_io = CheckedCheckpointIO.around(strategy.checkpoint_io)
+        super().setup(stage)
         if self.condensed is None:
             return
         metadata = self.condensed.metadata

@@ -292,6 +292,7 @@ class Condenser(EvaluatingModule):
         shapes = {"num_classes": data.num_classes, "image_shape": tuple(data.image_shape)}
         if stage == "fit":
             self._check_fit(data)
+        super().setup(stage)
         if not self._is_built:
             self._build(**shapes)
         for name, value in shapes.items():

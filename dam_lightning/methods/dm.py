@@ -26,6 +26,12 @@ class DM(Condenser):
             the groups of a step together.
     """
 
+    def setup(self, stage: str) -> None:
+        """In addition, try the backbone and its options before anything is begun."""
+        super().setup(stage)
+        if stage == "fit":
+            self.network_state(0)
+
     def network_state(self, step: int) -> Backbone:
         """A fresh random network, frozen."""
         network = self.fresh_network(step)

@@ -21,7 +21,7 @@ def ready(root: Path, **options: Any) -> CIFAR10:
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
 def test_images_and_labels_are_those_of_the_files(tiny_cifar10: Path, inner: str) -> None:
     data = ready(tiny_cifar10 / inner, download=False)
-    assert (len(data.train), len(data.test)) == (100, 20)
+    assert (len(data.train), len(data.test)) == (500, 100)
     assert data.image_shape == (3, 32, 32)
     assert (data.num_classes, data.domain_names) == (10, ["all"])
     for split, names in (
@@ -35,7 +35,7 @@ def test_images_and_labels_are_those_of_the_files(tiny_cifar10: Path, inner: str
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
         np.testing.assert_array_equal(split.images, pixels)
         assert split.labels.tolist() == [label for batch in batches for label in batch["labels"]]
-    assert len(set(data.train.paths)) == 100
+    assert len(set(data.train.paths)) == 500
 
 
 def test_it_is_downloaded_where_it_is_missing(tiny_cifar10: Path, tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Image files of every kind, intact and not."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dam_lightning.data import Split
 from dam_lightning.data.decoding import ListedFile, decode, read_image
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     shape = (height, width, channels) if channels > 1 else (height, width)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def decoded(folder: Path, files: list[ListedFile], size: int, *options: Any, **named: Any) -> Split:
+    return decode(folder, {"train": files}, size, *options, **named)["train"]
 
 
 def pixel(path: Path, column: int, row: int = 0) -> tuple[int, ...]:
@@ -36,7 +42,7 @@ def test_decode_makes_rgb_squares(tmp_path: Path) -> None:
         ListedFile("colour.png", 0, 3),
         ListedFile("a b/grey.png", 1, 0),
     ]
-    split = decode(tmp_path, files, 8)
+    split = decoded(tmp_path, files, 8)
     assert split.images.shape == (3, 3, 8, 8)
     assert split.images.is_contiguous()
     assert split.labels.tolist() == [2, 0, 1]
@@ -89,14 +95,14 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     values = np.full((6, 6, 3), (90, 90, 90), dtype=np.uint8)
     image = Image.fromarray(values)
     (image.convert("L") if suffix == "pgm" else image).save(tmp_path / f"image.{suffix}")
-    split = decode(tmp_path, [ListedFile(f"image.{suffix}", 0, 0)], 6)
+    split = decoded(tmp_path, [ListedFile(f"image.{suffix}", 0, 0)], 6)
     assert (split.images.int() - 90).abs().max() <= 1
 
 
 def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match=r"float\.tiff \(its pixels are floating-point numbers"):
-        decode(tmp_path, [ListedFile("float.tiff", 0, 0)], 4)
+        decoded(tmp_path, [ListedFile("float.tiff", 0, 0)], 4)
 
 
 def test_squash_keeps_all_and_crop_the_middle(tmp_path: Path) -> None:
@@ -104,8 +110,8 @@ def test_squash_keeps_all_and_crop_the_middle(tmp_path: Path) -> None:
     bands[:, 4:12] = 255
     Image.fromarray(bands).save(tmp_path / "bands.png")
     files = [ListedFile("bands.png", 0, 0)]
-    assert decode(tmp_path, files, 8, "crop").images.min() == 255
-    squashed = decode(tmp_path, files, 8, "squash").images[0, 0, 0]
+    assert decoded(tmp_path, files, 8, "crop").images.min() == 255
+    squashed = decoded(tmp_path, files, 8, "squash").images[0, 0, 0]
     assert squashed[0] == squashed[-1] == 0
     assert squashed[4] == 255
 
@@ -127,13 +133,22 @@ def damaged(folder: Path) -> list[ListedFile]:
 
 def test_unreadable_images_are_named_and_counted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"4 of 10 images cannot be read: .*text\.jpg") as error:
-        decode(tmp_path, damaged(tmp_path), 8)
+        decoded(tmp_path, damaged(tmp_path), 8)
     for name in ("text.jpg", "cut.jpg", "empty.png", "cut.png", "skip_unreadable: true"):
         assert name in str(error.value)
     assert "good" not in str(error.value)
-    many = [ListedFile("text.jpg", 0, 0)] * 7
+    many = [ListedFile(f"missing{number}.jpg", 0, 0) for number in range(7)]
     with pytest.raises(ValueError, match=r"7 of 7 .* and 2 more\."):
-        decode(tmp_path, many, 8)
+        decoded(tmp_path, many, 8)
+
+
+def test_splits_are_read_and_counted_together(tmp_path: Path) -> None:
+    files = damaged(tmp_path)
+    with pytest.raises(ValueError, match=r"4 of 10 images cannot be read"):
+        decode(tmp_path, {"train": files[:4], "test": files[4:]}, 8)
+    splits = decode(tmp_path, {"train": files[:4], "test": files[4:]}, 8, skip_unreadable=True)
+    assert splits["train"].paths == ["good0.png", "good1.png"]
+    assert splits["test"].paths == [f"good{number}.png" for number in range(2, 6)]
 
 
 def test_unreadable_images_are_left_out_on_request(
@@ -142,9 +157,9 @@ def test_unreadable_images_are_left_out_on_request(
     said: list[str] = []
     monkeypatch.setattr("dam_lightning.data.decoding.rank_zero_info", said.append)
     files = damaged(tmp_path)
-    split = decode(tmp_path, files, 8, skip_unreadable=True)
+    split = decoded(tmp_path, files, 8, skip_unreadable=True)
     intact = [file for file in files if file.path.startswith("good")]
-    expected = decode(tmp_path, intact, 8)
+    expected = decoded(tmp_path, intact, 8)
     assert torch.equal(split.images, expected.images)
     assert split.paths == expected.paths
     assert torch.equal(split.labels, expected.labels)

@@ -1,0 +1,435 @@
+"""What the command line makes of bad input: a table of what is done, said, returned and left.
+
+Every row is one command in a folder of its own, beside intact images (``own``), a finished run
+(``run``) and damaged or foreign files. It says what the command's last line must match, its exit
+status, and which files it may leave (as patterns); all others must be as they were.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dam_lightning import CondensedSet
+from dam_lightning.cli import main
+from tests.data.test_image_folder import TWO_DOMAINS, fill, one_domain
+
+SMALL = "{width: 4, depth: 1}"
+QUICK = f"--trainer.accelerator cpu --trainer.max_steps 2 --model.backbone_args '{SMALL}'"
+DATA = "--data ImageFolder --data.image_size 8 --data.cache_dir cache --data.batch_real 2"
+FIT = f"fit --model DM --model.ipc 2 {DATA} --data.root own {QUICK}"
+TEST = f"test --model DM --model.ipc 2 {DATA} --data.root own {QUICK}"
+RANDOM = "--trainer.accelerator cpu --model.recipe '{num_networks: 1, epochs: 1}'"
+EVALUATE = f"test --model Evaluation {DATA} --data.root own {RANDOM}"
+CACHE = ("cache/*.safetensors",)
+RUN = (*CACHE, "lightning_logs/version_0/*")
+
+
+def nothing(folder: Path) -> None: ...
+
+
+class Case(NamedTuple):
+    """One row of the table."""
+
+    done: str
+    command: str
+    message: str
+    """Regular expression; of the last line, or of all that is said where the status is 0."""
+    arrange: Callable[[Path], Any] = nothing
+    left: tuple[str, ...] = ()
+    status: int = 1
+
+
+def cut(name: str, at: float = 0.5) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(len(content) * at)])
+
+    return damage
+
+
+def both(*steps: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def run(folder: Path) -> None:
+        for step in steps:
+            step(folder)
+
+    return run
+
+
+def split_folders(folder: Path) -> None:
+    for part in ("train", "test", "val"):
+        fill(folder / "split" / part, one_domain(4))
+
+
+def in_the_way(folder: Path) -> None:
+    (folder / "occupied").touch()
+
+
+def text(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text("hello")
+
+
+def foreign_set(folder: Path) -> None:
+    condensed = CondensedSet.load(folder / "run" / "last.safetensors")
+    names = ["ant", "bee", "cow"]
+    changed = CondensedSet(
+        condensed.images, condensed.labels, {**condensed.metadata, "class_names": names}
+    )
+    changed.save(folder / "foreign.safetensors")
+
+
+TABLE = [
+    # Folders.
+    Case("root missing", f"{FIT} --data.root gone", r"There is no folder gone\. Give as root"),
+    Case("root a file", f"{FIT} --data.root a.txt", r"There is no folder a\.txt", text("a.txt")),
+    Case(
+        "no images",
+        f"{FIT} --data.root empty",
+        r"No images in empty\. Expected <class>/<image> or <domain>",
+        lambda folder: (folder / "empty" / "cat").mkdir(parents=True),
+    ),
+    Case(
+        "an image beside the classes",
+        FIT,
+        r"told apart into .* own/stray\.png and own/.* lie\. Expected .*give layout",
+        text("own/stray.png"),
+    ),
+    Case(
+        "a single class",
+        f"{FIT} --data.root own/seen --data.layout domain/class",
+        r"own/seen/\w+/\d+\.png lies outside the folders <domain>/<class>\. Move it",
+    ),
+    Case(
+        "classes taken for one",
+        f"{FIT} --data.root one",
+        r"one has a single class, 'images'.* Give layout: class",
+        lambda folder: [fill(folder / "one" / c, {("images", ""): 4}) for c in ("cat", "dog")],
+    ),
+    Case(
+        "an empty class",
+        FIT,
+        r"Class 'yak' has no training images in own\. Add some, or remove its folder",
+        lambda folder: (folder / "own" / "drawn" / "yak").mkdir(),
+    ),
+    Case(
+        "a class in some domains only",
+        FIT,
+        r"No images in domain 'seen' of the train split of: owl",
+        lambda folder: shutil.rmtree(folder / "own" / "seen" / "owl"),
+        left=RUN,
+        status=0,
+    ),
+    Case("PACS missing", f"fit --model DM --data PACS --data.root own {QUICK}", "No PACS in own"),
+    Case(
+        "CIFAR-10 missing",
+        f"fit --model DM --data CIFAR10 --data.root own --data.download false {QUICK}",
+        r"No intact CIFAR-10 in own/cifar-10-batches-py .*download: true, or fetch https",
+    ),
+    # Images.
+    Case(
+        "a truncated image",
+        FIT,
+        r"1 of 60 images cannot be read: own/seen/cat/03\.png \(.*Replace .* skip_unreadable: true",
+        cut("own/seen/cat/03.png"),
+    ),
+    Case(
+        "a text named .jpg and an empty file",
+        FIT,
+        r"2 of 62 images cannot be read: .*a\.jpg \(cannot identify.*b\.png \(",
+        both(text("own/drawn/dog/a.jpg"), lambda folder: (folder / "own/seen/cat/b.png").touch()),
+    ),
+    Case(
+        "unreadable images, skipped on request",
+        f"{FIT} --data.skip_unreadable true",
+        r"1 of 60 images cannot be read: own/seen/cat/03\.png \(.*They are left out",
+        cut("own/seen/cat/03.png"),
+        left=RUN,
+        status=0,
+    ),
+    # Numbers.
+    Case(
+        "more images per class than there are",
+        f"{FIT} --model.ipc 19",
+        r"class 'cat' has 18 training images, but 19 are asked for; use a smaller ipc",
+        left=CACHE,
+    ),
+    Case(
+        "more pseudo-domains than images",
+        f"{FIT} --model.dam.num_domains 55",
+        r"55 pseudo-domains cannot be made of 54 training images",
+        left=CACHE,
+    ),
+    Case(
+        "an image too small for the network",
+        f"{FIT} --model.backbone_args.depth 5",
+        r"images of 8x8 are too small for depth 5",
+        left=CACHE,
+    ),
+    Case("no pseudo-domain", f"{FIT} --model.dam.num_domains 0", "num_domains must be at least 1"),
+    Case("a negative weight", f"{FIT} --model.dam.weight -1", "weight must be 0 or above, got -1"),
+    Case("ipc 0", f"{FIT} --model.ipc 0", "ipc must be at least 1, got 0"),
+    Case("no step", f"{FIT} --trainer.max_steps 0", "max_steps must be at least 1, got 0"),
+    Case("steps below none", f"{FIT} --trainer.max_steps -7", r"max_steps must be .* got -7"),
+    Case("no end", f"{FIT} --trainer.max_steps -1", r"never end: give --trainer\.max_steps"),
+    Case("no real images", f"{FIT} --data.batch_real 0", "batch_real must be at least 1, not 0"),
+    Case("no pixels", f"{FIT} --data.image_size 0", "image_size must be at least 1, got 0"),
+    Case("a step backwards", f"{FIT} --model.lr_images -1", "lr_images must be above 0, got -1"),
+    Case("momentum 1", f"{FIT} --model.momentum 1", r"momentum must be in \[0, 1\), got 1"),
+    Case("all held out", f"{FIT} --data.validation_share 1", "validation_share must be above 0"),
+    Case("no epochs", f"{FIT} --model.recipe.epochs 0", "recipe: epochs must be at least 1"),
+    # Options that are unknown.
+    Case("an unknown option", f"{FIT} --model.ipcs 1", "Option 'ipcs' is not accepted", status=2),
+    Case("an unknown DAM option", f"{FIT} --model.dam.D 3", r"\"dam\": .*'D'", status=2),
+    Case("an unknown value", f"{FIT} --model.init zero", r"\"init\":.*'noise', 'real'", status=2),
+    Case("a word for a number", f"{FIT} --model.ipc two", r"\"ipc\": .*Got value: two", status=2),
+    Case("an unknown method", "fit --model DMX --data Digits", "no class or file DMX", status=2),
+    Case("unknown data", "fit --model DM --data Digit", "no class or file Digit:", status=2),
+    Case("no data", f"fit --model DM {QUICK}", r"required: (fit\.)?data", status=2),
+    Case("no root", "fit --model DM --data PACS", r"arguments are required: root", status=2),
+    Case("an unknown network", f"{FIT} --model.backbone Net", "no backbone 'Net'", left=CACHE),
+    Case("unknown augmentation", f"{FIT} --model.augmentation blur", r"blur.*color"),
+    Case(
+        "a config that is not there",
+        "fit --config mine.yaml",
+        r"no config mine\.yaml, neither here nor among .*quickstart\.yaml",
+        status=2,
+    ),
+    Case(
+        "a config that is no YAML",
+        "fit --config broken.yaml",
+        r"Problems parsing config",
+        lambda folder: (folder / "broken.yaml").write_text("model: ["),
+        status=2,
+    ),
+    # Options that contradict each other.
+    Case(
+        "a list and a share",
+        f"{FIT} --data.test_list a.txt --data.test_share 0.5",
+        r"test_list names the test images: leave out test_share",
+    ),
+    Case(
+        "a test folder and a share",
+        f"{FIT} --data.root split --data.test_share 0.5",
+        r"split/test holds the test images: leave out",
+        split_folders,
+    ),
+    Case(
+        "a validation folder and a share",
+        f"{FIT} --data.root split --data.validation_share 0.5",
+        r"validation images of its own: leave out validation_share",
+        split_folders,
+        left=CACHE,
+    ),
+    Case("random without ipc", f"{EVALUATE} --model.condensed random", r"give ipc with condensed"),
+    Case(
+        "validation without images",
+        TEST.replace("test", "validate", 1),
+        r"no validation images: hold some out with the data module's validation_share",
+        left=CACHE,
+    ),
+    Case("a test of nothing", TEST, r"nothing to evaluate: .*--ckpt_path", left=RUN),
+    # Files.
+    Case(
+        "a truncated checkpoint",
+        f"{FIT} --ckpt_path run/last.ckpt",
+        r"run/last\.ckpt is no checkpoint, or is damaged \(.*Give the last\.ckpt",
+        cut("run/last.ckpt"),
+        left=CACHE,
+    ),
+    Case(
+        "a text as checkpoint",
+        f"{TEST} --ckpt_path a.txt",
+        r"a\.txt is no checkpoint, or is damaged",
+        text("a.txt"),
+        left=CACHE,
+    ),
+    Case(
+        "a file of torch.save as checkpoint",
+        f"{FIT} --ckpt_path x.pt",
+        r"x\.pt is no checkpoint, or is damaged \(it holds something else\)",
+        lambda folder: torch.save({"images": torch.ones(2)}, folder / "x.pt"),
+        left=CACHE,
+    ),
+    Case(
+        "a condensed set as checkpoint",
+        f"{TEST} --ckpt_path run/last.safetensors",
+        r"is no checkpoint.*evaluated with model\.condensed",
+        left=CACHE,
+    ),
+    Case(
+        "a checkpoint that is not there",
+        f"{TEST} --ckpt_path gone.ckpt",
+        r"gone\.ckpt",
+        left=CACHE,
+    ),
+    Case(
+        "a checkpoint of another method",
+        f"{EVALUATE} --model.condensed run/last.safetensors --ckpt_path run/last.ckpt",
+        r"no checkpoint of an Evaluation",
+        left=CACHE,
+    ),
+    Case(
+        "a checkpoint of other shapes",
+        f"{FIT} --model.ipc 1 --ckpt_path run/last.ckpt",
+        r"ipc: 1 here, 2 in the checkpoint",
+        left=CACHE,
+    ),
+    Case(
+        "a truncated condensed set",
+        f"{EVALUATE} --model.condensed run/last.safetensors",
+        r"run/last\.safetensors is not a condensed set, or is damaged .*condense again",
+        cut("run/last.safetensors", 0.9),
+    ),
+    Case(
+        "other tensors as condensed set",
+        f"{EVALUATE} --model.condensed x.safetensors",
+        r"x\.safetensors is not a condensed set",
+        lambda folder: save_file({"weight": torch.ones(2)}, folder / "x.safetensors"),
+    ),
+    Case(
+        "a condensed set of other classes",
+        f"{EVALUATE} --model.condensed foreign.safetensors",
+        r"the condensed set has class names \['ant', 'bee', 'cow'\], the data module \['cat'",
+        foreign_set,
+        left=CACHE,
+    ),
+    Case(
+        "a condensed set that is not there",
+        f"{EVALUATE} --model.condensed gone.safetensors",
+        r"no condensed set at gone\.safetensors",
+    ),
+    Case(
+        "a ledger that is none",
+        f"{EVALUATE} --model.condensed random --model.ipc 1 --model.ledger a.txt",
+        r"a\.txt is no ledger of this version",
+        text("a.txt"),
+        left=CACHE,
+    ),
+    Case(
+        "a file where the run's folder should be",
+        f"{FIT} --trainer.default_root_dir occupied/here",
+        r"cannot make files in occupied/here: .*occupied is no folder\. Name another .*root_dir",
+        in_the_way,
+    ),
+    Case(
+        "a file where the cache should be",
+        f"{FIT} --data.cache_dir occupied",
+        r"cannot make files in occupied: .*is no folder\. Name another folder with .*cache_dir",
+        in_the_way,
+    ),
+    # What the Trainer may not do.
+    Case(
+        "accumulated gradients",
+        f"{FIT} --trainer.accumulate_grad_batches 2",
+        r"accumulate_grad_batches must be 1, got 2: .*max_images",
+    ),
+    Case("half precision", f"{FIT} --trainer.precision 16-mixed", r"precision must .*16-mixed"),
+    Case("its old name", f"{FIT} --trainer.precision 16", r"precision must be one of .*got 16"),
+    Case("FSDP", f"{FIT} --trainer.strategy fsdp", r"strategy fsdp cannot .*second-.*use ddp"),
+    Case("DeepSpeed", f"{FIT} --trainer.strategy deepspeed_stage_2", r"deepspeed_stage_2 cannot"),
+]
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dam_lightning.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Intact images and a finished run."""
+    folder = tmp_path_factory.mktemp("ground")
+    fill(folder / "own", TWO_DOMAINS)
+    assert run(shlex.split(FIT), folder).returncode == 0
+    shutil.move(folder / "lightning_logs" / "version_0", folder / "run")
+    shutil.rmtree(folder / "lightning_logs")
+    shutil.rmtree(folder / "cache")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file with its content, and every folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def check_left(before: dict[str, bytes | None], folder: Path, left: tuple[str, ...]) -> None:
+    after = contents(folder)
+    assert {name: after.get(name) for name in before} == before
+    new = set(after) - set(before)
+    files = {name for name in new if after[name] is not None}
+    assert not {name for name in files if not any(fnmatch(name, pattern) for pattern in left)}
+    for pattern in left:
+        assert any(fnmatch(name, pattern) for name in files), f"nothing was left at {pattern}"
+    # No folder is left empty.
+    assert all(any(file.startswith(f"{name}/") for file in files) for name in new - files)
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.done.replace(" ", "-"))
+def test_bad_input(
+    case: Case,
+    ground: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(ground, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+    case.arrange(folder)
+    before = contents(folder)
+    if case.status == 0:
+        # Notes go where the standard error was when Lightning was imported.
+        done = run(shlex.split(case.command), folder)
+        check_left(before, folder, case.left)
+        assert done.returncode == 0
+        assert re.search(case.message, done.stderr)
+        return
+    with pytest.raises(SystemExit) as stop:
+        main(shlex.split(case.command))
+    check_left(before, folder, case.left)
+    assert stop.value.code == case.status
+    said = capfd.readouterr().err
+    assert re.search(f"^error: .*{case.message}", said.splitlines()[-1])
+    assert "Traceback" not in said
+
+
+def test_there_are_rows_enough_and_no_two_alike() -> None:
+    assert len({case.done for case in TABLE}) == len(TABLE) >= 25
+
+
+@pytest.mark.parametrize("flag", [[], ["--traceback"]])
+def test_a_process_ends_with_the_line_and_the_status(ground: Path, flag: list[str]) -> None:
+    """As the shell sees it; the place in the code is shown on request."""
+    done = run([*shlex.split(FIT), *flag, "--data.root", "gone"], ground)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "There is no folder gone. Give as root one with images" in last
+    assert ("Traceback" in done.stderr) == bool(flag)
+
+
+def test_a_defect_shows_where_it_is(
+    ground: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only what is raised of bad input is cut down to its message."""
+    monkeypatch.chdir(ground)
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dam_lightning.methods.dm.DM.network_state", broken)
+    with pytest.raises(ZeroDivisionError):
+        main([*shlex.split(FIT), "--trainer.default_root_dir", str(tmp_path)])
