@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 
 from dam_lightning import CondensedSet, Condenser
+from tests.data.test_image_folder import fill, one_domain
 from tests.tiny import tiny_data, tiny_trainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,20 +26,24 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     from dam_lightning import DM, Digits
 
-    start = DM(num_classes=10, image_shape=(3, 32, 32))
-    start.condensed_set().save("condensed.safetensors")
+    start = DM(num_classes=3, image_shape=(3, 16, 16))
+    (tmp_path / "lightning_logs" / "version_0").mkdir(parents=True)
+    start.condensed_set().save("lightning_logs/version_0/condensed.safetensors")
+    fill(tmp_path / "my_images" / "photos", one_domain(4))
     monkeypatch.setattr(L, "Trainer", short)
     namespace: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) == 5
     for block in blocks:
         code = block.replace("DM(ipc=1", 'DM(backbone_args={"width": 4}, ipc=1')
-        code = code.replace("Digits()", "Digits(batch_real=4)")
+        code = code.replace("Digits()", "Digits(batch_real=4)").replace("range(300)", "range(3)")
         exec(compile(code, "README.md", "exec"), namespace)
     monkeypatch.setattr(L, "Trainer", trainer_class)
     assert isinstance(namespace["condensed"], CondensedSet)
     assert namespace["condensed"].metadata["dam"] == 4
-    assert len(list((tmp_path / "condensed_images").rglob("*.png"))) == 10
+    assert len(list((tmp_path / "condensed_images").rglob("*.png"))) == 3
+    assert namespace["real"].class_to_idx == {"cat": 0, "dog": 1, "owl": 2}
+    assert 0 <= namespace["correct"] <= len(namespace["real"]) == 12
     assert namespace["views"].shape == (4, 10, 3, 32, 32)
     assert namespace["Digits"] is Digits
 
@@ -61,6 +66,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_files_that_the_readme_names_exist() -> None:
     names = set(re.findall(r"configs/[\w/]+\.yaml|docs/\w+\.png|CITATION\.cff", README))
-    assert len(names) >= 4
+    names |= {f"configs/{name}" for name in re.findall(r"--config (?!configs/)(\S+)", README)}
+    assert len(names) >= 6
     for name in names:
         assert (REPOSITORY / name).exists(), name

@@ -2,8 +2,16 @@
 
 from dam_lightning.callbacks.checkpoint import LastCheckpoint
 from dam_lightning.callbacks.final_evaluation import FinalEvaluation
-from dam_lightning.callbacks.picture import CondensedPicture
+from dam_lightning.callbacks.picture import CondensedPicture, MaskPictures, PseudoDomainPicture
 from dam_lightning.callbacks.progress import StepProgress
 from dam_lightning.callbacks.summary import RunSummary
 
-__all__ = ["CondensedPicture", "FinalEvaluation", "LastCheckpoint", "RunSummary", "StepProgress"]
+__all__ = [
+    "CondensedPicture",
+    "FinalEvaluation",
+    "LastCheckpoint",
+    "MaskPictures",
+    "PseudoDomainPicture",
+    "RunSummary",
+    "StepProgress",
+]

@@ -1,52 +1,160 @@
-"""A picture of the condensed set."""
+"""Pictures of a condensation: the condensed set, its masks, and the pseudo-domains of the data."""
 
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 
-from dam_lightning.condensed_set import CondensedSet
-from dam_lightning.files import is_rehearsal, run_folder, written_beside
+from dam_lightning.callbacks.drawing import condensed_picture, mask_picture, view_picture
+from dam_lightning.callbacks.drawing_domains import pseudo_domain_picture
+from dam_lightning.callbacks.publishing import publish
+from dam_lightning.functional import domain_weights
 from dam_lightning.methods.base import Condenser
 
-__all__ = ["CondensedPicture", "save_picture"]
+__all__ = ["CondensedPicture", "MaskPictures", "PseudoDomainPicture"]
 
-_PER_CLASS = 10
-_CLASSES = 50
+_ROWS = 10
 
 
-class CondensedPicture(Callback):
-    """Saves ``condensed.png`` in the run's folder when a condensation ends."""
+class _LearningPictures(Callback, ABC):
+    """Pictures of what is being learned, drawn now and then and at the end of a fit.
+
+    Args:
+        every_n_steps: steps from one drawing to the next, counted over the whole run, so that
+            TensorBoard shows how the pictures come about; None: only at the end.
+
+    Raises:
+        ValueError: if ``every_n_steps`` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int | None = 1000) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1 or None, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._drawn_at: int | None = None
+
+    @abstractmethod
+    def _draw(self, condenser: Condenser) -> Mapping[str, Image.Image]:
+        """Pictures of the present state, by the names of their files."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier fit."""
+        self._drawn_at = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw, where it is time to."""
+        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
+            self._publish(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save it, after the set itself."""
-        folder = run_folder(trainer)
-        if is_rehearsal(trainer):
-            return
-        if isinstance(pl_module, Condenser) and trainer.is_global_zero:
-            save_picture(pl_module.condensed_set(), folder / "condensed.png")
+        """Draw what came out, unless the last step was just drawn."""
+        if self._drawn_at != trainer.global_step:
+            self._publish(trainer, pl_module)
+
+    def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, Condenser):
+            publish(trainer, lambda: self._draw(pl_module))
+            self._drawn_at = trainer.global_step
 
 
-def save_picture(condensed: CondensedSet, path: Path) -> None:
-    """Save a grid, classes from left to right and their images below each other.
+class CondensedPicture(_LearningPictures):
+    """Keeps ``condensed.png`` in the run's folder: the condensed set, a column for each class.
 
-    At most the first 10 images of the first 50 classes are shown.
+    Args:
+        every_n_steps: steps from one drawing to the next, counted over the whole run, so that
+            TensorBoard shows how the images come about; None: only at the end of the fit.
+
+    Raises:
+        ValueError: if ``every_n_steps`` is below 1.
     """
-    pixels, labels = condensed.pixels(), condensed.labels
-    columns = [pixels[labels == label][:_PER_CLASS] for label in range(len(condensed.class_names))]
-    columns = [column for column in columns if len(column) > 0][:_CLASSES]
-    rows = max(len(column) for column in columns)
-    tiles = [
-        column[row] if row < len(column) else column.new_ones(column.shape[1:])
-        for row in range(rows)
-        for column in columns
-    ]
-    grid = make_grid(tiles, nrow=len(columns), padding=2, pad_value=1)
-    picture = to_pil_image(grid)
-    # Small images are enlarged by whole pixels, to be seen without a magnifying glass.
-    zoom = max(1, 128 // pixels.shape[-1]) if len(columns) <= 20 else 1
-    picture = picture.resize((picture.width * zoom, picture.height * zoom), resample=0)
-    with written_beside(path) as beside:
-        picture.save(beside, format="PNG")
+
+    def _draw(self, condenser: Condenser) -> Mapping[str, Image.Image]:
+        condensed = condenser.condensed_set()
+        return {"condensed": condensed_picture(condensed.pixels(), condensed.labels)}
+
+
+class MaskPictures(_LearningPictures):
+    """Keeps ``masks.png`` and ``views.png`` in the run's folder: what DAM makes of the images.
+
+    Both show the first image of each of the first 10 classes. Without DAM, or with a DAM whose
+    weight is 0, there is nothing to show.
+
+    Args:
+        every_n_steps: steps from one drawing to the next, counted over the whole run, so that
+            TensorBoard shows how the masks come about; None: only at the end of the fit.
+
+    Raises:
+        ValueError: if ``every_n_steps`` is below 1.
+    """
+
+    def _publish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _learns_masks(pl_module):
+            super()._publish(trainer, pl_module)
+
+    def _draw(self, condenser: Condenser) -> Mapping[str, Image.Image]:
+        assert condenser.dam is not None
+        condensed = condenser.condensed_set()
+        labels = condensed.labels.tolist()
+        shown = torch.tensor([labels.index(label) for label in sorted(set(labels))[:_ROWS]])
+        names = [condensed.class_names[labels[row]] for row in shown.tolist()]
+        # Only what is shown: the masks are many times larger than the images.
+        logits = condenser.dam.logits.detach()[shown.to(condenser.dam.logits.device)]
+        weights = domain_weights(logits.float().cpu(), condenser.dam.temperature)
+        normalisation = (condensed.metadata["mean"], condensed.metadata["std"])
+        return {
+            "masks": mask_picture(condensed.pixels()[shown], weights, names),
+            "views": view_picture(condensed.images[shown], weights, *normalisation, names),
+        }
+
+
+class PseudoDomainPicture(Callback):
+    """Leaves ``pseudo_domains.png`` in the run's folder when a fit begins.
+
+    It shows real images of each pseudo-domain and the scores that they were cut by. The data module
+    needs what `ResidentDataModule` has: ``pseudo_domains``, ``pseudo_domain_scores`` and
+    ``train.images``; with ``train.domains`` and several ``domain_names`` the true domains are shown
+    too. Data without pseudo-domains have no picture.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw it."""
+        data = getattr(trainer, "datamodule", None)
+        publish(trainer, lambda: self._draw(data, expected=_learns_masks(pl_module)))
+
+    def _draw(self, data: Any, expected: bool) -> Mapping[str, Image.Image]:
+        train: Any = getattr(data, "train", None)
+        pseudo_domains = getattr(data, "pseudo_domains", None)
+        if pseudo_domains is None and not expected:
+            return {}
+        # Asked for last: without pseudo-domains nobody has paid for the scores yet.
+        if (
+            pseudo_domains is None
+            or not hasattr(train, "images")
+            or not hasattr(data, "pseudo_domain_scores")
+        ):
+            rank_zero_info(
+                "No picture of the pseudo-domains: the data module lacks one of pseudo_domains, "
+                "pseudo_domain_scores and train.images"
+            )
+            return {}
+        picture = pseudo_domain_picture(
+            train.images,
+            data.pseudo_domain_scores,
+            pseudo_domains,
+            getattr(train, "domains", None),
+            getattr(data, "domain_names", ()),
+        )
+        return {"pseudo_domains": picture}
+
+
+def _learns_masks(pl_module: LightningModule) -> bool:
+    return (
+        isinstance(pl_module, Condenser) and pl_module.dam is not None and pl_module.dam.weight > 0
+    )

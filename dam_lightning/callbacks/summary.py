@@ -53,11 +53,14 @@ class RunSummary(Callback):
         for name, file in (
             ("condensed set", "condensed.safetensors"),
             ("picture", "condensed.png"),
+            ("masks", "masks.png"),
+            ("views", "views.png"),
+            ("pseudo-domains", "pseudo_domains.png"),
             ("checkpoint", "last.ckpt"),
         ):
             path = folder / file
             if path.exists():
-                console.print(f"{name + ':':15}{_shortest(path)}", soft_wrap=True, highlight=False)
+                console.print(f"{name + ':':16}{_shortest(path)}", soft_wrap=True, highlight=False)
 
 
 def _shortest(path: Path) -> Path:
