@@ -37,6 +37,14 @@ __all__ = ["main"]
 
 _PACKAGE = Path(__file__).parent
 
+_CALLBACKS: tuple[type[Callback], ...] = (
+    CondensedPicture,
+    MaskPictures,
+    PseudoDomainPicture,
+    RunSummary,
+)
+"""What every run has, besides a checkpoint and a progress bar where they are not switched off."""
+
 
 class _SaveFitConfig(SaveConfigCallback):
     """Saves the configuration of a fit, which a later test in the same folder must not replace."""
@@ -124,19 +132,23 @@ class _CLI(LightningCLI):
         if config["logger"] in (None, True):
             # What Lightning does without TensorBoard, without its advice to install it.
             kwargs["logger"] = CSVLogger(config["default_root_dir"] or Path.cwd())
-        own: list[Callback] = [
-            CondensedPicture(),
-            MaskPictures(),
-            PseudoDomainPicture(),
-            RunSummary(),
-        ]
+        own = list(_CALLBACKS)
         if config["enable_checkpointing"] is not False:
-            own.append(LastCheckpoint())
-        has_bar = any(isinstance(c, ProgressBar) for c in config["callbacks"] or [])
-        if config["enable_progress_bar"] is not False and not has_bar:
-            own.append(StepProgress())
-        self.trainer_defaults["callbacks"] = own
+            own.append(LastCheckpoint)
+        if config["enable_progress_bar"] is not False and not _is_given(config, ProgressBar):
+            own.append(StepProgress)
+        # One that the user configured takes the place of ours.
+        self.trainer_defaults["callbacks"] = [
+            callback() for callback in own if not _is_given(config, callback)
+        ]
         return super().instantiate_trainer(**kwargs)
+
+
+def _is_given(config: Any, kind: type[Callback]) -> bool:
+    """Whether the user configured a callback of a kind."""
+    callbacks = config["callbacks"] or []
+    listed = callbacks if isinstance(callbacks, list) else [callbacks]
+    return any(isinstance(callback, kind) for callback in listed)
 
 
 def _check_trainer_config(config: Any) -> None:
@@ -148,10 +160,8 @@ def _check_trainer_config(config: Any) -> None:
         config["max_steps"],
     )
     limits = (config["max_steps"], config["max_epochs"] or -1)
-    stoppers = config["max_time"] or any(
-        isinstance(callback, EarlyStopping) for callback in config["callbacks"] or []
-    )
-    if limits == (-1, -1) and not (stoppers or config["fast_dev_run"]):
+    ends = config["max_time"] or config["fast_dev_run"]
+    if limits == (-1, -1) and not (ends or _is_given(config, EarlyStopping)):
         raise MisconfigurationException(
             "the fit would never end: give --trainer.max_steps, the number of image updates"
         )

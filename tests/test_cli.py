@@ -177,6 +177,7 @@ def test_evaluation_of_a_file(config: str, capsys: pytest.CaptureFixture) -> Non
         ["--trainer.enable_checkpointing", "false"],
         ["--trainer.enable_progress_bar", "false"],
         ["--trainer.callbacks+=RichProgressBar"],
+        ["--trainer.callbacks", "RichProgressBar"],
         ["--trainer.barebones", "true"],
         ["--trainer.fast_dev_run", "true"],
         ["--trainer.logger", "false"],
@@ -186,6 +187,19 @@ def test_trainer_switches(config: str, options: list[str]) -> None:
     main(["fit", "--config", config, *options])
     if "--trainer.fast_dev_run" in options:
         assert [path.name for path in Path().iterdir()] == ["config.yaml"]
+
+
+def test_a_configured_callback_takes_the_place_of_ours(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int | None] = []
+    monkeypatch.setattr(
+        "dam_lightning.callbacks.picture.CondensedPicture._publish",
+        lambda self, *_: drawn.append(self.every_n_steps),
+    )
+    options = ["--trainer.callbacks+=dam_lightning.callbacks.CondensedPicture"]
+    main(["fit", "--config", config, *options, "--trainer.callbacks.every_n_steps=2"])
+    assert drawn == [2, 2]  # after the second step and at the end
 
 
 def test_random_real_images(capsys: pytest.CaptureFixture) -> None:

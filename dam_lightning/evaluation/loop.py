@@ -85,8 +85,14 @@ class EvaluatingModule(LightningModule, ABC):
         ):
             for name, column in zip(names, columns.unbind(dim=1), strict=True):
                 figures[f"{kind}/{name}"] = Figure.of(column).mean
-        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()}, sync_dist=True)
+        for name, value in figures.items():
+            shown = (stage, name) == ("val", "accuracy")
+            self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
         return scores
+
+    def _print(self, scores: Scores, part: str) -> None:
+        title = f"{type(self._data).__name__}, {part} images"
+        print_scores({self.label: scores}, self._data.domain_names, title)
 
     # Lightning's hooks.
 
@@ -108,9 +114,11 @@ class EvaluatingModule(LightningModule, ABC):
             self._evaluator.update(*batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracies as ``val/...``."""
+        """Log the accuracies as ``val/...``; print the table, unless this is part of a fit."""
         if self._evaluator is not None:
-            self._end("val")
+            scores = self._end("val")
+            if self.trainer.state.fn == "validate" and self.trainer.is_global_zero:
+                self._print(scores, "validation")
 
     def on_test_start(self) -> None:
         """Train the networks."""
@@ -127,14 +135,13 @@ class EvaluatingModule(LightningModule, ABC):
         seconds = time.perf_counter() - self._started
         if not self.trainer.is_global_zero:
             return
-        dataset = type(self._data).__name__
-        print_scores({self.label: scores}, self._data.domain_names, f"{dataset}, test images")
+        self._print(scores, "test")
         if self.ledger is not None:
             overall = Figure.of(scores.overall)
             row = {
                 **self.describe(),
                 **describe_machine(self.device),
-                "dataset": dataset,
+                "dataset": type(self._data).__name__,
                 "accuracy": f"{overall.mean:.2f}",
                 "deviation": f"{overall.std:.2f}",
                 "interval": f"{overall.interval:.2f}",

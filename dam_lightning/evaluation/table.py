@@ -19,7 +19,7 @@ def print_scores(rows: Mapping[str, Scores], domain_names: Sequence[str], title:
         title: above the table.
     """
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.caption = "% of test images, mean ± standard deviation over networks"
+    table.caption = "% of real images, mean ± standard deviation over networks"
     table.add_column("trained on")
     for name in rows:
         table.add_column(name, justify="right")

@@ -124,3 +124,17 @@ def test_without_one_nothing_is_validated(tmp_path: Path) -> None:
     assert not any(name.startswith("val") for name in trainer.callback_metrics)
     with pytest.raises(ValueError, match=r"no validation images: hold some out with .*share"):
         trainer.validate(module, datamodule=tiny_data(tmp_path))
+
+
+def test_validating_prints_the_table_and_fitting_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = DM(backbone_args=SMALL_NETWORK, seed=0, recipe=RECIPE)  # type: ignore[arg-type]
+    trainer = tiny_trainer(tmp_path, max_steps=4)
+    trainer.fit(module, datamodule=tiny_data(tmp_path, validation_share=0.25))
+    assert "val/accuracy" in trainer.progress_bar_metrics
+    assert "worst domain" not in capsys.readouterr().out
+    trainer.validate(module, datamodule=tiny_data(tmp_path, validation_share=0.25))
+    printed = capsys.readouterr().out
+    assert "TinyData, validation images" in printed
+    assert "worst domain" in printed
