@@ -127,12 +127,13 @@ def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 @pytest.fixture(scope="session")
-def real_cifar10() -> CIFAR10:
+def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> CIFAR10:
     """The real CIFAR-10, set up; skips where there is none."""
     folder = os.environ.get("DAM_DATA")
     if not folder:
         pytest.skip("DAM_DATA is not set: name with it the folder that holds cifar-10-batches-py")
-    data = CIFAR10(folder, download=False)
+    cache = tmp_path_factory.mktemp("cache")
+    data = CIFAR10(folder, download=False, cache_dir=str(cache))
     data.prepare_data()
     data.setup()
     return data

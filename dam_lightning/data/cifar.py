@@ -1,6 +1,7 @@
 """CIFAR-10, through torchvision."""
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import torchvision
 from torch import Tensor
 
 from dam_lightning.data.base import ResidentDataModule
-from dam_lightning.data.resident import Split
+from dam_lightning.data.resident import (
+    CACHE_VERSION,
+    Split,
+    content_fingerprint,
+    load_splits,
+    write_splits,
+)
+from dam_lightning.files import check_writable
 
 __all__ = ["CIFAR10"]
 
@@ -49,31 +57,51 @@ class CIFAR10(ResidentDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download the dataset, where that was not done before.
+        """Download the dataset and put it into the cache, where that was not done before.
 
         Raises:
             FileNotFoundError: it is not there, or damaged, and was not or could not be downloaded.
         """
+        if not ((self.root / _original.base_folder).is_dir() and self._cache_file.exists()):
+            self._build()
+
+    def load_splits(self) -> Mapping[str, Split]:
+        """The images, from the cache; a damaged or missing cache is built again."""
+        splits, metadata = load_splits(self._cache_file, self._build)
+        self.fingerprint = metadata["fingerprint"]
+        return splits
+
+    @property
+    def _cache_file(self) -> Path:
+        # The originals are always the same; reading them and their checksums takes seconds.
+        checksums = [*_original.train_list, *_original.test_list]
+        key = blake2b(repr((CACHE_VERSION, checksums)).encode(), digest_size=16).hexdigest()
+        return self.cache_dir / f"cifar10-{key}.safetensors"
+
+    def _build(self) -> None:
+        check_writable(self.cache_dir, "cache_dir")
         try:
-            _original(str(self.root), train=False, download=self.download)
+            # Looks at the checksums before it reads anything.
+            parts = {
+                "train": _original(str(self.root), train=True, download=self.download),
+                "test": _original(str(self.root), train=False),
+            }
         except (OSError, RuntimeError) as error:  # what torchvision raises
             raise FileNotFoundError(
                 f"No intact CIFAR-10 in {self.root / _original.base_folder} ({error}). Give as "
                 "root the folder that holds cifar-10-batches-py, have it downloaded there with "
                 f"download: true, or fetch {_original.url} and unpack it there."
             ) from error
+        splits = {name: _as_split(name, part) for name, part in parts.items()}
+        fingerprint = content_fingerprint(splits["train"], self.class_names)
+        write_splits(self._cache_file, splits, {"fingerprint": fingerprint})
 
-    def load_splits(self) -> Mapping[str, Split]:
-        """Read the originals."""
-        return {"train": self._read(train=True), "test": self._read(train=False)}
 
-    def _read(self, train: bool) -> Split:
-        source = _original(str(self.root), train=train)
-        images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
-        labels: Tensor = torch.tensor(source.targets, dtype=torch.int64)
-        part = "train" if train else "test"
-        paths = [f"{part}/{number:05d}" for number in range(len(labels))]
-        return Split(images, labels, torch.zeros_like(labels), paths)
+def _as_split(name: str, source: torchvision.datasets.CIFAR10) -> Split:
+    images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    labels: Tensor = torch.tensor(source.targets, dtype=torch.int64)
+    paths = [f"{name}/{number:05d}" for number in range(len(labels))]
+    return Split(images, labels, torch.zeros_like(labels), paths)
 
 
 _original = torchvision.datasets.CIFAR10

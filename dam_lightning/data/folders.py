@@ -16,7 +16,7 @@ from dam_lightning.data.resident import (
     CACHE_VERSION,
     Split,
     content_fingerprint,
-    read_splits,
+    load_splits,
     write_splits,
 )
 from dam_lightning.files import check_writable
@@ -87,13 +87,7 @@ class FolderDataModule(ResidentDataModule):
 
     def load_splits(self) -> Mapping[str, Split]:
         """The decoded splits, from the cache; a damaged or missing cache is built again."""
-        found = read_splits(self._cache_file)
-        if found is None:
-            self._build()
-            found = read_splits(self._cache_file)
-        if found is None:
-            raise OSError(f"the cache file {self._cache_file} cannot be read back after writing it")
-        splits, metadata = found
+        splits, metadata = load_splits(self._cache_file, self._build)
         self.fingerprint = metadata["fingerprint"]
         return splits
 

@@ -8,7 +8,7 @@ any other result. Cache files are safetensors: reading one cannot execute anythi
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "content_fingerprint",
     "default_cache_dir",
+    "load_splits",
     "read_splits",
     "read_tensors",
     "to_device",
@@ -205,3 +206,22 @@ def read_splits(path: Path) -> tuple[dict[str, Split], dict[str, str]] | None:
         for name, listed in paths.items()
     }
     return splits, metadata
+
+
+def load_splits(path: Path, build: Callable[[], None]) -> tuple[dict[str, Split], dict[str, str]]:
+    """As :func:`read_splits`, but a missing or damaged cache file is built first.
+
+    Args:
+        path: the cache file.
+        build: writes it.
+
+    Raises:
+        OSError: it cannot be read back.
+    """
+    found = read_splits(path)
+    if found is None:
+        build()
+        found = read_splits(path)
+    if found is None:
+        raise OSError(f"the cache file {path} cannot be read back after writing it")
+    return found

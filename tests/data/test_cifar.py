@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dam_lightning import CIFAR10
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "dam_lightning"
 
 
 def ready(root: Path, **options: Any) -> CIFAR10:
@@ -16,6 +23,29 @@ def ready(root: Path, **options: Any) -> CIFAR10:
     data.prepare_data()
     data.setup()
     return data
+
+
+def test_the_originals_are_read_once(
+    tiny_cifar10: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ready(tiny_cifar10)
+    (file,) = cache.iterdir()
+    built: list[None] = []
+    build = CIFAR10._build
+    monkeypatch.setattr(CIFAR10, "_build", lambda self: built.append(build(self)))
+    second = ready(tiny_cifar10)
+    assert not built
+    damaged = file.read_bytes()[:-5]
+    file.unlink()  # the first two have its content mapped into memory
+    file.write_bytes(damaged)
+    third = ready(tiny_cifar10)
+    assert len(built) == 1
+    for other in (second, third):
+        assert other.fingerprint == first.fingerprint
+        for name in ("train", "test"):
+            assert torch.equal(getattr(other, name).images, getattr(first, name).images)
+            assert torch.equal(getattr(other, name).labels, getattr(first, name).labels)
+            assert getattr(other, name).paths == getattr(first, name).paths
 
 
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
@@ -46,10 +76,11 @@ def test_it_is_downloaded_where_it_is_missing(tiny_cifar10: Path, tmp_path: Path
         ready(tmp_path / "new" / "folder", download=False)
 
 
-def test_a_damaged_file_is_never_unpickled(tiny_cifar10: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_never_unpickled(tiny_cifar10: Path, cache: Path, tmp_path: Path) -> None:
     """But replaced, where downloading is allowed."""
     file = tiny_cifar10 / "cifar-10-batches-py" / "data_batch_3"
     expected = ready(tiny_cifar10).fingerprint
+    shutil.rmtree(cache)
 
     class Bomb:
         def __reduce__(self) -> Any:
