@@ -1,0 +1,89 @@
+"""What is compared with what. A new method is a new task here, with contenders of its own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from benchmarks.cases import Case
+from benchmarks.contender import Contender
+from benchmarks.floor import Work, evaluation_work, step_work
+from benchmarks.machine import Precision
+from benchmarks.package_side import PackageEvaluation, PackageStep
+from benchmarks.reference_side import ReferenceEvaluation, ReferenceStep
+from dam_lightning.functional import DSA
+
+__all__ = ["REFERENCE", "TASKS", "Entry", "Task"]
+
+REFERENCE = "reference"
+"""Name of the contender that the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender of a task.
+
+    Attributes:
+        make: builds it, with its data, on a device.
+        tolerance: largest difference from the reference's outcome, as a share of that.
+        precision: whose rate its floor is taken at.
+    """
+
+    make: Callable[[Case, torch.device], Contender]
+    tolerance: float = 1e-4
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The same work by several contenders.
+
+    Attributes:
+        name: what the table calls it.
+        work: the least that has to be done.
+        entries: the contenders by name, `REFERENCE` among them.
+    """
+
+    name: str
+    work: Callable[[Case], Work]
+    entries: Mapping[str, Entry]
+
+
+def _step(name: str, dam: bool) -> Task:
+    return Task(
+        name,
+        partial(step_work, dam=dam),
+        {
+            REFERENCE: Entry(partial(ReferenceStep, dam=dam)),
+            "ours": Entry(partial(PackageStep, dam=dam)),
+            # bfloat16 keeps 8 bits: 0.4 % of a single value, less of a sum of many.
+            "ours, bf16-mixed": Entry(
+                partial(PackageStep, dam=dam, precision="bf16-mixed"), 1e-2, "bfloat16"
+            ),
+        },
+    )
+
+
+def _evaluation(name: str, augmentation: str | None) -> Task:
+    return Task(
+        name,
+        evaluation_work,
+        {
+            REFERENCE: Entry(partial(ReferenceEvaluation, augmentation=augmentation)),
+            "ours": Entry(partial(PackageEvaluation, augmentation=augmentation)),
+        },
+    )
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        _step("DM step", dam=False),
+        _step("DM+DAM step", dam=True),
+        _evaluation("evaluation", DSA),
+        # The reference augments image by image; without augmentation the networks stand alone.
+        _evaluation("evaluation, no DSA", None),
+    )
+}
+"""Every task, by name."""
