@@ -284,6 +284,9 @@ class ResidentDataModule(LightningDataModule, ABC):
                 f"validation_share {self.validation_share} of {len(self.train)} training images "
                 "holds out none: raise it, or leave it out"
             )
+        rank_zero_info(
+            f"{int(chosen.sum())} of {len(self.train)} training images are held out for validation."
+        )
         self.train, self.val = self.train.subset(~chosen), self.train.subset(chosen)
         # What was known of the whole training data is not true of the part.
         self.fingerprint = content_fingerprint(self.train, list(self.class_names))
