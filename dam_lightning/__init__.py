@@ -6,12 +6,14 @@ from dam_lightning.condensed_set import CondensedSet
 from dam_lightning.dam import DomainAwareModule
 from dam_lightning.data import CIFAR10, PACS, Digits, ImageFolder
 from dam_lightning.evaluation import Evaluation
-from dam_lightning.methods import DM, Condenser
+from dam_lightning.methods import DC, DM, MTT, Condenser, Experts
 from dam_lightning.version import __version__
 
 __all__ = [
     "CIFAR10",
+    "DC",
     "DM",
+    "MTT",
     "PACS",
     "CondensedSet",
     "Condenser",
@@ -19,6 +21,7 @@ __all__ = [
     "Digits",
     "DomainAwareModule",
     "Evaluation",
+    "Experts",
     "FinalEvaluation",
     "ImageFolder",
     "__version__",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dam_lightning.files import written_beside
+from dam_lightning.functional import Whitening, unwhiten, whiten
 
 __all__ = ["CondensedSet", "as_json"]
 
@@ -35,9 +36,14 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         for images, labels in DataLoader(condensed, batch_size=256, shuffle=True):
             ...
 
-    Images are in normalised space, the space in which they were condensed: test images must be
-    normalised with the same ``mean`` and ``std``, and the images themselves must not be normalised
-    again. The file is safetensors with JSON in its header; nothing in it can be executed.
+    Images are in normalised space, the space in which they were condensed: (x - mean) / std channel
+    by channel, or ZCA whitening where ``whitening`` is not None. They must not be normalised again,
+    and test images must be normalised in the same way; :meth:`normalise` does that in either case::
+
+        for pixels, labels in test_loader:  # (N, C, H, W) in [0, 1], as ToTensor makes them
+            logits = network(condensed.normalise(pixels))
+
+    The file is safetensors with JSON in its header; nothing in it can be executed.
 
     Args:
         images: (M, C, H, W) float32, normalised.
@@ -46,18 +52,27 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             channel) are required. A condensation adds ``method``, ``seed``, ``steps``, ``version``,
             ``config``, ``fingerprint`` (of the real data) and ``recipe`` (how it is to be
             evaluated).
+        whitening: mean image and matrix, if the images were whitened. ``mean`` and ``std`` are then
+            zeros and ones.
 
     Attributes:
         images: as given.
         labels: as given.
         metadata: as given.
+        whitening: as given.
         class_names: names of the classes, by label.
 
     Raises:
         ValueError: if tensors and metadata do not fit each other.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, metadata: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        metadata: Mapping[str, Any],
+        whitening: Whitening | None = None,
+    ) -> None:
         missing = [key for key in _REQUIRED if key not in metadata]
         if missing:
             raise ValueError(f"metadata lacks {', '.join(missing)}")
@@ -81,6 +96,28 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
                     f"{key} has {len(metadata[key])} values, the images "
                     f"have {images.shape[1]} channels"
                 )
+        self.whitening = whitening
+        if whitening is not None:
+            self._check_whitening(whitening)
+
+    def _check_whitening(self, whitening: Whitening) -> None:
+        size = self.images[0].numel()
+        for name, part, shape in (
+            ("whitening_mean", whitening.mean, (size,)),
+            ("whitening_matrix", whitening.matrix, (size, size)),
+        ):
+            if part.dtype != torch.float32 or part.shape != shape:
+                raise ValueError(
+                    f"{name} must be float32 {shape} for images of {self.image_shape}, "
+                    f"got {part.dtype} {tuple(part.shape)}"
+                )
+            if not bool(part.isfinite().all()):
+                raise ValueError(f"{name} has values that are not finite")
+        if any(self.metadata["mean"]) or any(value != 1 for value in self.metadata["std"]):
+            raise ValueError(
+                "whitened images have no other normalisation: mean must be 0 and std 1, got "
+                f"{self.metadata['mean']} and {self.metadata['std']}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -96,20 +133,58 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
 
     def pixels(self) -> Tensor:
         """The images as one would look at them: (M, C, H, W) float32, clipped to [0, 1]."""
+        return self.denormalise(self.images).clamp(0, 1)
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Undo `normalise`: (N, C, H, W) in the space of the set -> pixels, not clipped."""
+        if self.whitening is not None:
+            return unwhiten(images, *self._whitening_on(images.device))
+        mean, std = self._mean_and_std_on(images.device)
+        return images * std + mean
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Normalise real images as those of the set are, to test or compare on them.
+
+        Args:
+            pixels: (N, C, H, W) floating in [0, 1], on any device.
+
+        Returns:
+            (N, C, H, W) float32 on the same device.
+
+        Raises:
+            ValueError: ``pixels`` are not floating, or not of the set's image shape.
+        """
+        if not pixels.is_floating_point() or pixels.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"pixels must be floating (N, {', '.join(map(str, self.image_shape))}) in [0, 1], "
+                f"got {pixels.dtype} {tuple(pixels.shape)}"
+            )
+        if self.whitening is not None:
+            return whiten(pixels.float(), *self._whitening_on(pixels.device))
+        mean, std = self._mean_and_std_on(pixels.device)
+        return (pixels.float() - mean) / std
+
+    def _mean_and_std_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both (C, 1, 1) float32."""
         mean, std = (
-            torch.tensor(self.metadata[key], device=self.images.device).view(-1, 1, 1)
+            torch.tensor(self.metadata[key], dtype=torch.float32, device=device).view(-1, 1, 1)
             for key in ("mean", "std")
         )
-        return (self.images * std + mean).clamp(0, 1)
+        return mean, std
+
+    def _whitening_on(self, device: torch.device) -> Whitening:
+        assert self.whitening is not None
+        return Whitening(*(part.to(device) for part in self.whitening))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the set to one file, which appears there whole or not at all."""
         metadata = {key: json.dumps(value) for key, value in self.metadata.items()}
-        images, labels = self.images.detach().cpu(), self.labels.cpu()
+        tensors = {"images": self.images.detach(), "labels": self.labels}
+        if self.whitening is not None:
+            tensors |= {f"whitening_{k}": part for k, part in self.whitening._asdict().items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         with written_beside(path) as beside:
-            save_file(
-                {"images": images.contiguous(), "labels": labels.contiguous()}, beside, metadata
-            )
+            save_file(tensors, beside, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "CondensedSet":
@@ -124,8 +199,14 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         try:
             with safe_open(path, framework="pt") as file:
                 images, labels = file.get_tensor("images"), file.get_tensor("labels")
+                whitening = None
+                # Half a whitening must not pass for none.
+                if {"whitening_mean", "whitening_matrix"} & set(file.keys()):
+                    whitening = Whitening(
+                        file.get_tensor("whitening_mean"), file.get_tensor("whitening_matrix")
+                    )
                 metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-            return cls(images, labels, metadata)
+            return cls(images, labels, metadata, whitening)
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is not a condensed set, or is damaged ({error}); condense again, "

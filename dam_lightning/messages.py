@@ -8,7 +8,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 __all__ = ["REFUSALS", "ArgumentParser", "one_line"]
 
-REFUSALS = (MisconfigurationException, ModuleNotFoundError, OSError, TypeError, ValueError)
+REFUSALS = (
+    FloatingPointError,
+    MisconfigurationException,
+    ModuleNotFoundError,
+    OSError,
+    TypeError,
+    ValueError,
+)
 """What is raised of bad input, where the message says all. Anything else may be a defect."""
 
 _NOISE = re.compile(

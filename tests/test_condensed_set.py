@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import dam_lightning.condensed_set
 from dam_lightning import CondensedSet
+from dam_lightning.functional import Whitening, whiten, zca_matrix
 
 METADATA: dict[str, Any] = {
     "class_names": ["ant", "bee", "große Kuh"],
@@ -34,6 +35,20 @@ METADATA: dict[str, Any] = {
 def make(ipc: int = 2, channels: int = 3, **metadata: Any) -> CondensedSet:
     images = torch.randn(3 * ipc, channels, 6, 5, generator=torch.Generator().manual_seed(0))
     return CondensedSet(images, torch.arange(3).repeat_interleave(ipc), {**METADATA, **metadata})
+
+
+SIZE = 3 * 6 * 5
+
+
+def some_whitening() -> Whitening:
+    images = torch.rand(40, 3, 6, 5, generator=torch.Generator().manual_seed(3)).cumsum(3) / 5
+    mean, matrix = zca_matrix(images)
+    return Whitening(mean.float(), matrix.float())
+
+
+def make_whitened() -> CondensedSet:
+    plain = make(mean=[0.0] * 3, std=[1.0] * 3)
+    return CondensedSet(plain.images, plain.labels, plain.metadata, some_whitening())
 
 
 def rewritten(path: Path, header: dict[str, Any]) -> None:
@@ -150,6 +165,84 @@ def test_pixels_undo_the_normalisation_and_are_clipped() -> None:
     assert pixels[0, :, 0, 1].tolist() == [0, 0, 0]
     assert pixels.dtype == torch.float32
     assert condensed.images[0, 0, 0, 0] == 1e6  # and the set is left as it was
+
+
+def test_real_images_are_normalised_as_the_set_is() -> None:
+    pixels = torch.rand(4, 3, 6, 5, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(METADATA[key]).view(3, 1, 1) for key in ("mean", "std"))
+    assert torch.equal(make().normalise(pixels), (pixels - mean) / std)
+    white = make_whitened()
+    assert torch.equal(white.normalise(pixels), whiten(pixels, *some_whitening()))
+    assert white.normalise(pixels.double()).dtype == torch.float32
+    for condensed in (make(), white):
+        for wrong in (torch.zeros(4, 3, 6, 5, dtype=torch.uint8), pixels[0], pixels[:, :, :5]):
+            with pytest.raises(ValueError, match=r"pixels must be floating \(N, 3, 6, 5\) in"):
+                condensed.normalise(wrong)
+
+
+def test_a_whitened_set_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    saved = make_whitened()
+    saved.save(tmp_path / "set")
+    with safe_open(tmp_path / "set", framework="pt") as file:
+        assert set(file.keys()) == {"images", "labels", "whitening_mean", "whitening_matrix"}
+    loaded = CondensedSet.load(tmp_path / "set")
+    assert loaded.whitening is not None
+    for found, expected in zip(loaded.whitening, some_whitening(), strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(loaded.images, saved.images)
+    assert loaded.metadata == saved.metadata
+    make().save(tmp_path / "plain")
+    assert CondensedSet.load(tmp_path / "plain").whitening is None
+
+
+def test_pixels_undo_the_whitening(tmp_path: Path) -> None:
+    raw = torch.rand(6, 3, 6, 5, generator=torch.Generator().manual_seed(1))
+    condensed = make_whitened()
+    condensed.images = condensed.normalise(raw)
+    assert (condensed.images - raw).abs().max() > 0.5
+    torch.testing.assert_close(condensed.pixels(), raw, atol=1e-5, rtol=0)
+    condensed.to_image_folder(tmp_path)
+    with Image.open(tmp_path / "bee" / "0001.png") as image:
+        assert (pil_to_tensor(image) / 255 - raw[3]).abs().max() <= 0.5 / 255 + 1e-5
+    condensed.images *= 100
+    assert condensed.pixels().min() == 0
+    assert condensed.pixels().max() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"whitening_mean": None}, "whitening_mean"),
+        ({"whitening_matrix": None}, "whitening_matrix"),
+        ({"whitening_mean": torch.zeros(SIZE - 1)}, r"whitening_mean must be float32 \(90,\)"),
+        ({"whitening_mean": torch.zeros(SIZE).half()}, "whitening_mean must be float32"),
+        (
+            {"whitening_matrix": torch.eye(SIZE)[:-1]},
+            r"whitening_matrix must be float32 \(90, 90\)",
+        ),
+        ({"whitening_matrix": torch.eye(SIZE).double()}, "whitening_matrix must be float32"),
+        ({"whitening_matrix": torch.eye(SIZE) / 0}, "whitening_matrix has values that are not fin"),
+        ({"mean": "[0.5, 0.0, 0.0]"}, "mean must be 0 and std 1"),
+        ({"std": "[0.5, 1.0, 1.0]"}, "mean must be 0 and std 1"),
+    ],
+)
+def test_a_damaged_whitening_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "set"
+    good = make_whitened()
+    good.save(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        metadata = file.metadata()
+    for name, value in change.items():
+        if value is None:
+            del tensors[name]
+        else:
+            (metadata if isinstance(value, str) else tensors)[name] = value
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=rf"is damaged \(.*{message}"):
+        CondensedSet.load(path)
 
 
 def test_an_image_folder_is_read_back(tmp_path: Path) -> None:

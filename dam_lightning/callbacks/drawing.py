@@ -3,11 +3,10 @@
 They know neither Lightning nor files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
@@ -87,8 +86,7 @@ def mask_picture(pixels: Tensor, weights: Tensor, names: Sequence[str]) -> Image
 def view_picture(
     images: Tensor,
     weights: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
+    denormalise: Callable[[Tensor], Tensor],
     names: Sequence[str],
 ) -> Image.Image:
     """A row for each image: the image, and its view for every pseudo-domain.
@@ -102,8 +100,7 @@ def view_picture(
     Args:
         images: R images, (R, C, H, W), normalised.
         weights: their masks, (R, D, C or 1, H, W), as of `domain_weights`.
-        mean: normalisation of each channel.
-        std: as ``mean``.
+        denormalise: turns normalised images into pixels, as `CondensedSet.denormalise`.
         names: of the rows.
 
     Returns:
@@ -111,13 +108,12 @@ def view_picture(
     """
     domains = weights.shape[1]
     side = _tile_side(domains)
-    shift, scale = (torch.tensor(list(v)).view(-1, 1, 1).to(images) for v in (mean, std))
     views = [images * weights[:, domain] * domains for domain in range(domains)]
     title = (
         f"Domain views: the synthetic image times the mask of each pseudo-domain, {domains} times "
         "as strong; plain where the pseudo-domain has no share"
     )
-    columns = [as_tiles(shown * scale + shift, side) for shown in (images, *views)]
+    columns = [as_tiles(denormalise(shown), side) for shown in (images, *views)]
     return _table(columns, names, title)
 
 

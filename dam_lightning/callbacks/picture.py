@@ -107,10 +107,9 @@ class MaskPictures(_LearningPictures):
         # Only what is shown: the masks are many times larger than the images.
         logits = condenser.dam.logits.detach()[shown.to(condenser.dam.logits.device)]
         weights = domain_weights(logits.float().cpu(), condenser.dam.temperature)
-        normalisation = (condensed.metadata["mean"], condensed.metadata["std"])
         return {
             "masks": mask_picture(condensed.pixels()[shown], weights, names),
-            "views": view_picture(condensed.images[shown], weights, *normalisation, names),
+            "views": view_picture(condensed.images[shown], weights, condensed.denormalise, names),
         }
 
 

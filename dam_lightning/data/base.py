@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dam_lightning.data.groups import GroupedBatch, GroupedLoader, GroupIndex, Groups, TestLoader
+from dam_lightning.data.normalisation import Normalisation
 from dam_lightning.data.resident import (
     CACHE_VERSION,
     Split,
@@ -22,13 +23,17 @@ from dam_lightning.data.resident import (
     write_tensors,
 )
 from dam_lightning.data.splitting import check_share, held_out
-from dam_lightning.functional import low_frequency_amplitude, rank_groups
+from dam_lightning.functional import Whitening, low_frequency_amplitude, rank_groups, zca_matrix
 from dam_lightning.randomness import run_seed
 
 __all__ = ["ResidentDataModule"]
 
 _SCORE_CHUNK = 1024
 """Images whose Fourier transforms are in memory together (64x64 RGB in float64: 300 MB)."""
+
+_MAX_WHITENED = 3072
+"""Values of an image, 3 x 32 x 32, beyond which whitening is refused: memory grows with the square
+and time with the cube (at the limit: 36 MB for the matrix, half a minute for CIFAR-10)."""
 
 
 class ResidentDataModule(LightningDataModule, ABC):
@@ -47,7 +52,9 @@ class ResidentDataModule(LightningDataModule, ABC):
 
     After :meth:`setup` there are, besides those four, ``train``, ``test`` and ``val`` (each a
     :class:`~dam_lightning.data.resident.Split`; ``val`` may be None), ``num_classes``,
-    ``image_shape`` and ``fingerprint``; after :meth:`setup_domains` also ``pseudo_domains``.
+    ``image_shape``, ``fingerprint``, ``whitening`` and ``normalisation``; after
+    :meth:`setup_domains` also ``pseudo_domains``. With ``zca``, ``mean`` and ``std`` are zeros and
+    ones after :meth:`setup`, whatever the dataset has: whitened images have no other normalisation.
 
     Args:
         batch_real: real images of each group in a step; a smaller group takes part with all of its.
@@ -59,11 +66,14 @@ class ResidentDataModule(LightningDataModule, ABC):
             :func:`~dam_lightning.functional.low_frequency_amplitude`.
         validation_share: share of the training images of each class of each domain that is held
             out, to choose by (the best state, an option). None: nothing is.
+        zca: whiten all images as the training images ask for, in place of normalising with ``mean``
+            and ``std``; see :func:`~dam_lightning.functional.zca_matrix`. Pseudo-domains are always
+            made of raw images. Training, test and condensed images must agree in it.
         split_seed: of splits drawn by chance: the validation part, and in datasets without given
             splits the test part. Not the run's seed: every run must have the same images in them.
         seed: of the draws of real images. None: the run's seed, as ``seed_everything`` set it. A
             run resumed with None goes on with the seed it was begun with.
-        cache_dir: folder for decoded images and pseudo-domain scores. None:
+        cache_dir: folder for decoded images, pseudo-domain scores and whitening matrices. None:
             ``$XDG_CACHE_HOME/dam_lightning`` or ``~/.cache/dam_lightning``.
 
     Raises:
@@ -79,6 +89,10 @@ class ResidentDataModule(LightningDataModule, ABC):
     """Normalisation: mean of each channel, in units of pixels in [0, 1]."""
     std: tuple[float, ...]
     """Normalisation: standard deviation of each channel, in the same units."""
+    whitening: Whitening | None = None
+    """What takes the place of ``mean`` and ``std`` with ``zca``: float32 on the CPU."""
+    normalisation: Normalisation
+    """Makes what networks see of the pixels of a split, on the Trainer's device."""
     fingerprint: str
     """Hex digest of the decoded training data, labels, domains and class names."""
     train: Split
@@ -94,6 +108,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         test_batch_size: int = 256,
         fft_ratio: float = 0.1,
         validation_share: float | None = None,
+        zca: bool = False,
         split_seed: int = 0,
         seed: int | None = None,
         cache_dir: str | None = None,
@@ -118,6 +133,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         self.test_batch_size = test_batch_size
         self.fft_ratio = fft_ratio
         self.validation_share = validation_share
+        self.zca = zca
         self.split_seed = split_seed
         self.seed = run_seed() if seed is None else seed
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
@@ -149,8 +165,8 @@ class ResidentDataModule(LightningDataModule, ABC):
                 images. Repeated calls do nothing.
 
         Raises:
-            ValueError: a class has no training images, or there are no validation images where they
-                are needed.
+            ValueError: a class has no training images, there are no validation images where they
+                are needed, or images are too large to be whitened.
         """
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if self._device is None:
@@ -162,13 +178,16 @@ class ResidentDataModule(LightningDataModule, ABC):
             if not hasattr(self, "fingerprint"):
                 self.fingerprint = content_fingerprint(self.train, self.class_names)
             self._class_index = GroupIndex(self.train.labels, self.class_names)
+            if self.zca:
+                self.whitening = self._fit_whitening()
+                channels = self.image_shape[0]
+                self.mean, self.std = (0.0,) * channels, (1.0,) * channels
         if device != self._device:
             for name in ("train", "test", "val"):
                 split: Split | None = getattr(self, name)
                 if split is not None:
                     setattr(self, name, split.to(_resident_device(split, device)))
-            self._mean = torch.tensor(self.mean).view(-1, 1, 1).to(device)
-            self._std = torch.tensor(self.std).view(-1, 1, 1).to(device)
+            self.normalisation = Normalisation(self.mean, self.std, self.whitening, device)
             self._device = device
         if stage == "validate" and not self.val_dataloader():
             raise ValueError(
@@ -199,7 +218,7 @@ class ResidentDataModule(LightningDataModule, ABC):
         rank, world_size = (
             (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         )
-        return TestLoader(split, self.test_batch_size, self._mean, self._std, rank, world_size)
+        return TestLoader(split, self.test_batch_size, self.normalisation, rank, world_size)
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -293,7 +312,37 @@ class ResidentDataModule(LightningDataModule, ABC):
 
     def _groups(self, index: GroupIndex, stream: str, step: int) -> Groups:
         indices, counts = index.draw(self.batch_real, self.seed, stream, step)
-        return Groups(self.train, indices, counts, self._mean, self._std)
+        return Groups(self.train, indices, counts, self.normalisation)
+
+    def _fit_whitening(self) -> Whitening:
+        """From the cache file, or fitted to the training images."""
+        channels, height, width = self.image_shape
+        dimensions = channels * height * width
+        if dimensions > _MAX_WHITENED:
+            raise ValueError(
+                f"images of {channels} x {height} x {width} = {dimensions} values cannot be "
+                f"whitened, the limit is {_MAX_WHITENED}: set zca to false, or use smaller images "
+                "(3 x 32 x 32)"
+            )
+        path = self._cached_result("zca")
+        found = read_tensors(path)
+        if found is not None:
+            return Whitening(found[0]["mean"], found[0]["matrix"])
+        rank_zero_info(
+            f"Fitting the whitening of {dimensions} values to {len(self.train)} training images; "
+            f"this is done once and kept in {self.cache_dir}."
+        )
+        # Always on the CPU, as the pseudo-domains: every device then sees the same images.
+        mean, matrix = zca_matrix(self.train.images.cpu())
+        whitening = Whitening(mean.float(), matrix.float())
+        write_tensors(path, whitening._asdict(), {})
+        return whitening
+
+    def _cached_result(self, kind: str, *arguments: object) -> Path:
+        """File for something computed of the training data."""
+        parts = (str(CACHE_VERSION), self.fingerprint, *map(repr, arguments))
+        key = blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
+        return self.cache_dir / f"{kind}-{key}.safetensors"
 
     @cached_property
     def pseudo_domain_scores(self) -> Tensor:
@@ -301,10 +350,7 @@ class ResidentDataModule(LightningDataModule, ABC):
 
         One number for each training image, from the cache file or computed when first asked for.
         """
-        key = blake2b(
-            f"{CACHE_VERSION}|{self.fingerprint}|{self.fft_ratio!r}".encode(), digest_size=16
-        ).hexdigest()
-        path = self.cache_dir / f"amplitudes-{key}.safetensors"
+        path = self._cached_result("amplitudes", self.fft_ratio)
         found = read_tensors(path)
         if found is not None:
             return found[0]["amplitudes"]

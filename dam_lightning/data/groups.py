@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dam_lightning.data.normalisation import Normalisation
 from dam_lightning.data.resident import Split, to_device
 from dam_lightning.randomness import numpy_generator
 
@@ -24,24 +25,22 @@ class Groups:
         split: where the images are.
         indices: (G, B) int64 on the CPU, image numbers within ``split``.
         counts: (G,) int64 on the CPU, how many leading entries of each row are valid.
-        mean: (C, 1, 1) float32 on the device that the images are wanted on.
-        std: as ``mean``.
+        normalisation: of the images, for the device that they are wanted on.
     """
 
-    __slots__ = ("_device_indices", "_mean", "_split", "_std", "counts", "indices")
+    __slots__ = ("_device_indices", "_normalisation", "_split", "counts", "indices")
 
     def __init__(
-        self, split: Split, indices: Tensor, counts: Tensor, mean: Tensor, std: Tensor
+        self, split: Split, indices: Tensor, counts: Tensor, normalisation: Normalisation
     ) -> None:
         self._split = split
-        self._mean = mean
-        self._std = std
+        self._normalisation = normalisation
         self.indices = indices
         """(G, B) int64 on the CPU. Where a group has fewer than B images, all of them are listed
         and the rest of its row repeats one of them."""
         self.counts = counts
         """(G,) int64 on the CPU: the valid leading entries of each row of ``indices``."""
-        self._device_indices = to_device(indices, mean.device)
+        self._device_indices = to_device(indices, normalisation.device)
 
     def images(self, rows: Tensor | Sequence[int]) -> Tensor:
         """Gather and normalise the images of some groups, and of no others.
@@ -57,11 +56,10 @@ class Groups:
         Raises:
             IndexError: there is no such group.
         """
-        device = self._mean.device
         # Images that did not fit on the device are gathered on the host, with the host's indices.
-        on_device = self._split.images.device == device
+        on_device = self._split.images.device == self._normalisation.device
         indices = _take_rows(self._device_indices if on_device else self.indices, rows)
-        return self._split.gather(indices, self._mean, self._std, device)
+        return self._normalisation(self._split.gather(indices))
 
 
 def _take_rows(table: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
@@ -203,8 +201,7 @@ class TestLoader:
     Args:
         split: the images.
         batch_size: images in a batch; the last may be smaller.
-        mean: (C, 1, 1) float32 on the device that the batches are wanted on.
-        std: as ``mean``.
+        normalisation: of the images, for the device that the batches are wanted on.
         rank: this process.
         world_size: number of processes.
     """
@@ -212,11 +209,15 @@ class TestLoader:
     __test__ = False  # the name is no pytest class
 
     def __init__(
-        self, split: Split, batch_size: int, mean: Tensor, std: Tensor, rank: int, world_size: int
+        self,
+        split: Split,
+        batch_size: int,
+        normalisation: Normalisation,
+        rank: int,
+        world_size: int,
     ) -> None:
         self._split = split
-        self._mean = mean
-        self._std = std
+        self._normalisation = normalisation
         share = torch.arange(len(split))[rank::world_size]
         self._batches = torch.split(share, batch_size) if len(share) else ()
 
@@ -225,10 +226,10 @@ class TestLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of (B, C, H, W) normalised float32, (B,) int64 and (B,) int64."""
-        device = self._mean.device
+        device = self._normalisation.device
         for indices in self._batches:
             yield (
-                self._split.gather(indices, self._mean, self._std, device),
+                self._normalisation(self._split.gather(indices)),
                 to_device(self._split.labels[indices], device),
                 to_device(self._split.domains[indices], device),
             )

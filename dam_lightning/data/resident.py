@@ -93,26 +93,21 @@ class Split:
             [self.paths[number] for number in numbers.tolist()],
         )
 
-    def gather(self, indices: Tensor, mean: Tensor, std: Tensor, device: torch.device) -> Tensor:
-        """Pick images and normalise them: (x / 255 - mean) / std.
+    def gather(self, indices: Tensor) -> Tensor:
+        """Pick images.
 
         The host does not wait for the device, unless ``indices`` are on the device and the images
         are not.
 
         Args:
             indices: int64 of any shape, image numbers.
-            mean: (C, 1, 1) float32 on ``device``, in units of pixels in [0, 1].
-            std: as ``mean``.
-            device: where the result is wanted.
 
         Returns:
-            ``(*indices.shape, C, H, W)`` float32 on ``device``.
+            ``(*indices.shape, C, H, W)`` uint8, where the images are.
         """
         indices = to_device(indices, self.images.device)
         picked = self.images.index_select(0, indices.flatten())
-        pixels = to_device(picked, device).float()
-        normalised = pixels.div_(255).sub_(mean).div_(std)
-        return normalised.view(*indices.shape, *self.images.shape[1:])
+        return picked.view(*indices.shape, *self.images.shape[1:])
 
 
 def content_fingerprint(train: Split, class_names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dam_lightning.data.groups import GroupIndex
+from dam_lightning.data.normalisation import Normalisation
 
 __all__ = ["check_class_sizes", "random_images"]
 
@@ -33,8 +34,8 @@ def random_images(data: Any, per_class: int, seed: int, stream: str, step: int =
     """Draw real training images without replacement, class by class.
 
     Args:
-        data: a data module after its ``setup``; its ``train``, ``class_names``, ``mean`` and
-            ``std`` are used.
+        data: a data module after its ``setup``; its ``train``, ``class_names``, ``mean``,
+            ``std`` and, where it has one, ``whitening`` are used.
         per_class: images of each class.
         seed: with ``stream`` and ``step`` the key of the draw.
         stream: what the draw is for.
@@ -51,10 +52,7 @@ def random_images(data: Any, per_class: int, seed: int, stream: str, step: int =
     index = GroupIndex(data.train.labels.cpu(), data.class_names)
     indices, _ = index.draw(per_class, seed, stream, step)
     images = data.train.images
-    picked = images[indices.flatten().to(images.device)].float() / 255
-    mean, std = (
-        torch.as_tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-        for values in (data.mean, data.std)
+    normalisation = Normalisation(
+        data.mean, data.std, getattr(data, "whitening", None), images.device
     )
-    normalised: Tensor = (picked - mean) / std
-    return normalised
+    return normalisation(images[indices.flatten().to(images.device)])

@@ -25,16 +25,19 @@ class EvaluatingModule(LightningModule, ABC):
     model; test images are used by ``test`` and for nothing else.
 
     Attributes:
-        recipe: the protocol's settings.
         seed: key of all draws.
         ledger: CSV file to which ``test`` appends a row, or None.
     """
 
-    recipe: Recipe
     seed: int
     ledger: str | None
     _evaluator: Evaluator | None = None
     _started: float
+
+    @property
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """The protocol's settings."""
 
     @abstractmethod
     def training_set(self, number: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from dam_lightning.data.sampling import random_images
 from dam_lightning.evaluation.loop import EvaluatingModule
 from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
 from dam_lightning.evaluation.training import train_network
+from dam_lightning.functional import Whitening, same_whitening
 from dam_lightning.randomness import run_seed
 
 __all__ = ["Evaluation"]
@@ -59,7 +60,7 @@ class Evaluation(EvaluatingModule):
             raise ValueError(f"ipc must be at least 1, got {ipc}")
         self.ipc = ipc
         stored = {} if self.condensed is None else self.condensed.metadata.get("recipe", {})
-        self.recipe = Recipe.merged(stored, recipe)
+        self._recipe = Recipe.merged(stored, recipe)
         self.seed = run_seed() if seed is None else seed
         self.ledger = ledger
         self.networks = nn.ModuleList()
@@ -83,17 +84,35 @@ class Evaluation(EvaluatingModule):
         if self.condensed is None:
             return
         metadata = self.condensed.metadata
-        for name, ours, theirs in (
-            ("image shape", self.condensed.image_shape, tuple(self._data.image_shape)),
-            ("class names", self.condensed.class_names, list(self._data.class_names)),
-            ("mean", list(metadata["mean"]), [float(m) for m in self._data.mean]),
-            ("std", list(metadata["std"]), [float(s) for s in self._data.std]),
+        whitening: Whitening | None = self.condensed.whitening
+        data_whitening: Whitening | None = getattr(self._data, "whitening", None)
+        zca = whitening is not None
+        same_data = "the data module of the dataset it was condensed from, with the same image size"
+        for name, ours, theirs, remedy in (
+            ("image shape", self.condensed.image_shape, tuple(self._data.image_shape), same_data),
+            ("class names", self.condensed.class_names, list(self._data.class_names), same_data),
+            # Before mean and std, which follow from it.
+            ("zca", zca, data_whitening is not None, f"--data.zca {str(zca).lower()}"),
+            ("mean", list(metadata["mean"]), [float(m) for m in self._data.mean], same_data),
+            ("std", list(metadata["std"]), [float(s) for s in self._data.std], same_data),
         ):
             if ours != theirs:
                 raise MisconfigurationException(
-                    f"the condensed set has {name} {ours}, the data module {theirs}; give the data "
-                    "module of the dataset it was condensed from, with the same image size"
+                    f"the condensed set has {name} {ours}, the data module {theirs}; give {remedy}"
                 )
+        if whitening is None or data_whitening is None:
+            return
+        if not same_whitening(whitening, data_whitening):
+            raise MisconfigurationException(
+                "the condensed set was whitened as other training images ask for; give the data "
+                "module of the dataset it was condensed from, with the same training images "
+                "(the same validation_share and split_seed, if any)"
+            )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The protocol's settings."""
+        return self._recipe
 
     def training_set(self, number: int) -> tuple[Tensor, Tensor]:
         """The condensed set, or real images drawn for this network."""
@@ -161,7 +180,7 @@ class Evaluation(EvaluatingModule):
                 f"condensed is {self._trained_on()}; give the same, or leave the checkpoint out"
             )
         # The networks are those of the checkpoint, whatever recipe is asked for now.
-        self.recipe = Recipe(**saved["recipe"])
+        self._recipe = Recipe(**saved["recipe"])
         channels, height, width = saved["image_shape"]
         trained = {k.split(".")[1] for k in checkpoint["state_dict"] if k.startswith("networks.")}
         self.networks = nn.ModuleList(

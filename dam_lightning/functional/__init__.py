@@ -15,11 +15,19 @@ from dam_lightning.functional.matching import (
     trajectory_matching_loss,
 )
 from dam_lightning.functional.pseudo_domains import low_frequency_amplitude, rank_groups
+from dam_lightning.functional.whitening import (
+    Whitening,
+    same_whitening,
+    unwhiten,
+    whiten,
+    zca_matrix,
+)
 
 __all__ = [
     "DSA",
     "OPERATIONS",
     "AugmentationParameters",
+    "Whitening",
     "augment",
     "augmentation_parameters",
     "distribution_matching_loss",
@@ -28,6 +36,10 @@ __all__ = [
     "gradient_matching_loss",
     "low_frequency_amplitude",
     "rank_groups",
+    "same_whitening",
     "strategy_operations",
     "trajectory_matching_loss",
+    "unwhiten",
+    "whiten",
+    "zca_matrix",
 ]

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from dam_lightning.backbones import Backbone, build_backbone
 from dam_lightning.condensed_set import CondensedSet, as_json
 from dam_lightning.dam import DomainAwareModule
-from dam_lightning.data.groups import GroupedBatch, Groups
+from dam_lightning.data.groups import GroupedBatch
 from dam_lightning.data.sampling import check_class_sizes, random_images
 from dam_lightning.evaluation.loop import EvaluatingModule
 from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
 from dam_lightning.files import check_writable, is_rehearsal, run_folder
 from dam_lightning.functional import (
     DSA,
+    Whitening,
     augment,
     strategy_operations,
 )
@@ -29,15 +30,20 @@ from dam_lightning.methods.checkpoints import (
     changed_data,
     check_data,
     check_shapes,
+    check_whitening,
 )
 from dam_lightning.methods.draws import augmentation_draws, dealt_out
 from dam_lightning.methods.gradients import carry_gradient
 from dam_lightning.methods.provenance import data_provenance, unknown_data
+from dam_lightning.methods.stability import DivergenceError, StepGuard, guarded_sgd
 from dam_lightning.methods.trainer_options import check_trainer_options
 from dam_lightning.randomness import run_seed, seeded, torch_generator
 from dam_lightning.version import __version__
 
-__all__ = ["Condenser", "DAMOptions"]
+__all__ = ["Branch", "Condenser", "DAMOptions"]
+
+Branch = Literal["class", "domain"]
+"""A grouping of the real images."""
 
 
 class DAMOptions(TypedDict, total=False):
@@ -66,7 +72,8 @@ class Condenser(EvaluatingModule):
 
     A method implements `matching_loss` and `network_state`. The class loss is the matching loss on
     images grouped by class, the domain loss the same function on images grouped by pseudo-domain
-    against the synthetic images seen through DAM's masks (paper eq. 6 to 8).
+    against the synthetic images seen through DAM's masks (paper eq. 6 to 8). A method that does not
+    compare with the real images of the step implements `grouping_loss` instead of `matching_loss`.
 
     Args:
         ipc: synthetic images per class.
@@ -90,6 +97,11 @@ class Condenser(EvaluatingModule):
         recipe: how ``test`` evaluates, see `Recipe`; backbone, its options and the augmentation are
             those of the condensation unless given.
         ledger: CSV file to which ``test`` appends a row.
+        max_loss: a loss above this counts as exploding; None: no loss does.
+        max_value: images with values beyond this, either way of zero in normalised units, count as
+            exploding. Real images lie within 3.
+        max_skipped: an update that a loss or gradient that is not finite, or something exploding,
+            would spoil is left out; after so many in a row the run stops with a `DivergenceError`.
 
     Attributes:
         images: parameter, (M, C, H, W) with M = ipc * num_classes, class by class, normalised.
@@ -121,13 +133,19 @@ class Condenser(EvaluatingModule):
         image_shape: tuple[int, int, int] | None = None,
         recipe: RecipeOptions | None = None,
         ledger: str | None = None,
+        max_loss: float | None = None,
+        max_value: float = 1000.0,
+        max_skipped: int = 20,
     ) -> None:
         super().__init__()
-        for name, value in (("ipc", ipc), ("max_images", max_images)):
+        at_least_one = {"ipc": ipc, "max_images": max_images, "max_skipped": max_skipped}
+        for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not lr_images > 0:
-            raise ValueError(f"lr_images must be above 0, got {lr_images}")
+        above_zero = {"lr_images": lr_images, "max_loss": max_loss, "max_value": max_value}
+        for name, number in above_zero.items():
+            if number is not None and not number > 0:
+                raise ValueError(f"{name} must be above 0, got {number}")
         if lr_masks is not None and not lr_masks >= 0:
             raise ValueError(f"lr_masks must be 0 or above, got {lr_masks}")
         if not 0 <= momentum < 1:
@@ -149,18 +167,22 @@ class Condenser(EvaluatingModule):
         self.seed = run_seed() if seed is None else seed
         self._max_images = max_images
         self.ledger = ledger
+        self.max_value = max_value
+        self.max_skipped = max_skipped
+        self._guard = StepGuard(max_loss)
+        self._loss: Tensor
         inherited: dict[str, Any] = {
             "backbone": backbone,
             "backbone_args": self.backbone_args,
             "augmentation": augmentation,
         }
-        self.recipe = Recipe.merged(inherited, recipe)
+        self._recipe = Recipe.merged(inherited, recipe)
         self._dam_options = dam
         self._operations = () if augmentation is None else strategy_operations(augmentation)
         self._seed_is_given = seed is not None
         self._images_are_initial = True
-        self._rates_were_changed = False
         self._provenance: dict[str, Any] = {}
+        self._whitening: Whitening | None = None
         _check_options(dam)
         if num_classes is not None and image_shape is not None:
             self._build(num_classes, image_shape)
@@ -175,19 +197,32 @@ class Condenser(EvaluatingModule):
         all processes.
         """
 
-    @abstractmethod
-    def matching_loss(self, state: Any, real: Tensor, counts: Tensor, synthetic: Tensor) -> Tensor:
+    def domain_state(self, step: int, state: Any) -> Any:
+        """What `network_state` is for the domain loss; the same, where no method says otherwise.
+
+        Args:
+            step: of the optimisation.
+            state: what `network_state` gave for this step.
+        """
+        return state
+
+    def matching_loss(
+        self, state: Any, real: Tensor, counts: Tensor, synthetic: Tensor, labels: Tensor
+    ) -> Tensor:
         """How far the synthetic images of some groups are from the real ones.
 
         Args:
-            state: from `network_state`.
+            state: from `network_state`, or `domain_state`.
             real: (G, B, C, H, W), augmented.
             counts: (G,) int64 on the device of ``real``: leading rows of each group that count.
             synthetic: (G, I, C, H, W), augmented alike.
+            labels: (G,) int64 on the device of ``real``: number of each group's class, or of its
+                pseudo-domain.
 
         Returns:
             A scalar, a sum over the groups, differentiable in ``synthetic``.
         """
+        raise NotImplementedError(f"{type(self).__name__} must implement matching_loss")
 
     # The step.
 
@@ -195,28 +230,41 @@ class Condenser(EvaluatingModule):
         """One image update: class loss, plus weighted domain loss (paper eq. 6 to 8)."""
         state = self.network_state(batch.step)
         by_class = self.images.view(-1, self.ipc, *self.images.shape[1:])
-        loss = class_loss = self._match("class", batch, batch.classes, by_class, state)
+        loss = class_loss = self.grouping_loss("class", batch, by_class, state)
         if self.dam is not None and self.dam.weight > 0:
             if batch.domains is None:
                 raise MisconfigurationException(
                     "DAM needs real images by pseudo-domain: the data module's setup_domains was "
                     "not called, or its batches leave domains out"
                 )
-            domain_views = self.dam(self.images)
-            domain_loss = self._match("domain", batch, batch.domains, domain_views, state)
+            state = self.domain_state(batch.step, state)
+            domain_loss = self.grouping_loss("domain", batch, self.dam(self.images), state)
             loss = class_loss + self.dam.weight * domain_loss
             self.log("loss_class", class_loss.detach(), sync_dist=True)
             self.log("loss_domain", domain_loss.detach(), sync_dist=True)
         self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
         return loss
 
-    def _match(
-        self, branch: str, batch: GroupedBatch, groups: Groups, synthetic: Tensor, state: Any
+    def grouping_loss(
+        self, branch: Branch, batch: GroupedBatch, synthetic: Tensor, state: Any
     ) -> Tensor:
         """The matching loss of one grouping; its gradient is computed here, piece by piece.
 
         Only the synthetic images of a piece have a graph, and no two pieces have one together.
+
+        Args:
+            branch: which grouping.
+            batch: the real images of the step.
+            synthetic: (G, I, C, H, W), of each class its images, or of each pseudo-domain the views
+                of all.
+            state: from `network_state`, or `domain_state`.
+
+        Returns:
+            A scalar, a sum over the groups, differentiable in ``synthetic``. Under several
+            processes it is this one's share times their number, because strategies average.
         """
+        groups = batch.classes if branch == "class" else batch.domains
+        assert groups is not None
         value = torch.zeros((), device=synthetic.device, dtype=synthetic.dtype)
         gradient = torch.zeros_like(synthetic)
         rank, world_size = self._rank_and_world_size
@@ -228,6 +276,7 @@ class Condenser(EvaluatingModule):
             # A slice, because indices would be copied to the device, and the host wait for it.
             at = slice(piece.start, piece.stop, piece.step)
             counts = groups.counts[at].to(real.device, non_blocking=True)
+            labels = torch.arange(count, device=real.device)[at]
             leaf = synthetic[at].detach().requires_grad_()
             views = leaf
             if self.augmentation is not None:
@@ -244,11 +293,11 @@ class Condenser(EvaluatingModule):
             # Seeded for backbones with dropout, which draws from the global generators; what it
             # draws does depend on the pieces, and so on max_images and the number of processes.
             with seeded(real.device, self.seed, f"dropout/{branch}", batch.step, piece[0]):
-                loss = self.matching_loss(state, real, counts, views)
+                loss = self.matching_loss(state, real, counts, views, labels)
                 (gradient[at],) = torch.autograd.grad(loss, leaf)
             value += loss.detach()
         # Strategies average over processes; the loss is a sum.
-        return carry_gradient(value * world_size, gradient * world_size, synthetic)
+        return carry_gradient(value * world_size, [gradient * world_size], [synthetic])
 
     @property
     def _rank_and_world_size(self) -> tuple[int, int]:
@@ -257,17 +306,29 @@ class Condenser(EvaluatingModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     @property
+    def _num_classes(self) -> int:
+        return len(self.labels) // self.ipc
+
+    @property
     def max_images(self) -> int:
         """Images whose activations may be in memory together."""
         return self._max_images or (256 if self.device.type == "cpu" else 1024)
 
-    def fresh_network(self, step: int, stream: str = "network") -> Backbone:
-        """A newly initialised backbone on this module's device, fixed by seed, stream and step."""
+    def fresh_network(
+        self, step: int, stream: str = "network", num_outputs: int | None = None
+    ) -> Backbone:
+        """A newly initialised backbone on this module's device, fixed by seed, stream and step.
+
+        Args:
+            step: of the optimisation, or another counter.
+            stream: what it is for.
+            num_outputs: None: as many as there are classes.
+        """
         channels, height, width = self.images.shape[1:]
         return build_backbone(
             self.backbone,
             (channels, height, width),
-            len(self.labels) // self.ipc,
+            num_outputs or self._num_classes,
             self.backbone_args,
             device=self.images.device,
             seed=self.seed,
@@ -303,6 +364,7 @@ class Condenser(EvaluatingModule):
                     "the data it was meant for"
                 )
         self._provenance = data_provenance(data)
+        self._whitening = getattr(data, "whitening", None)
         strategy = self.trainer.strategy
         strategy.checkpoint_io = CondensedSetBeside.around(
             strategy.checkpoint_io, self.condensed_set
@@ -325,21 +387,65 @@ class Condenser(EvaluatingModule):
         check_writable(run_folder(trainer), "default_root_dir of the Trainer")
         check_class_sizes(data, self.ipc)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One SGD for images and masks, so that a step is a step in every count of Lightning's."""
-        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": self.lr_images}]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is learned: groups as `torch.optim.SGD` takes them, and the limits they must keep.
+
+        A method with further parameters adds groups; see `StepGuard` for ``limit`` and
+        ``positive``.
+        """
+        groups: list[dict[str, Any]] = [
+            {"params": [self.images], "lr": self.lr_images, "limit": self.max_value}
+        ]
         if self.dam is not None:
             groups.append({"params": list(self.dam.parameters()), "lr": self.lr_masks})
-        return torch.optim.SGD(groups, lr=self.lr_images, momentum=self.momentum)
+        return groups
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One SGD for images and masks, so that a step is a step in every count of Lightning's."""
+        return guarded_sgd(self.parameter_groups(), self.momentum)
 
     def on_train_start(self) -> None:
         """Let step sizes that were changed on resuming win over the optimiser's saved ones."""
-        if self._rates_were_changed:
-            optimizer = self.trainer.optimizers[0]
-            rates = (self.lr_images, self.lr_masks)
-            # One group without DAM, two with it.
-            for group, lr in zip(optimizer.param_groups, rates, strict=False):
-                group.update(lr=lr, momentum=self.momentum)
+        groups = self.trainer.optimizers[0].param_groups
+        for group, configured in zip(groups, self.parameter_groups(), strict=True):
+            given = {name: value for name, value in configured.items() if name != "params"}
+            group.update(given, momentum=self.momentum)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Keep the loss for `on_before_optimizer_step`."""
+        self._loss = loss.detach()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """See whether the update may be made, without waiting for the device."""
+        loss = self._loss
+        if self._rank_and_world_size[1] > 1:
+            # All processes must decide alike; each has its share, times their number.
+            reduced = self.trainer.strategy.reduce(loss, reduce_op="mean")
+            assert isinstance(reduced, Tensor)
+            loss = reduced
+        self._guard.inspect(optimizer, loss)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop a run that leads nowhere; looked at as often as metrics are logged.
+
+        Raises:
+            DivergenceError: too many steps in a row were left out.
+        """
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step % max(1, every) == 0:
+            self._check_guard()
+
+    def _check_guard(self) -> None:
+        path = run_folder(self.trainer) / "condensed.safetensors"
+        try:
+            self._guard.check(self.max_skipped, self.knobs(), str(path))
+        except DivergenceError:
+            self._save_condensed()
+            raise
+
+    def knobs(self) -> dict[str, Any]:
+        """Arguments that may make a diverging run converge, with their values."""
+        return {"lr_images": self.lr_images}
 
     def on_validation_start(self) -> None:
         """Train the networks that are to be tested, if there is anything to train them on."""
@@ -359,7 +465,19 @@ class Condenser(EvaluatingModule):
             )
 
     def on_train_end(self) -> None:
-        """Write the condensed set into the run's folder."""
+        """Write the condensed set into the run's folder.
+
+        Raises:
+            DivergenceError: the run ended with too many steps left out.
+        """
+        self._check_guard()
+        left_out = self._guard.left_out()
+        if left_out:
+            listed = "; ".join(f"{name}: {count}" for name, count in left_out.items())
+            rank_zero_info(f"Steps that were left out: {listed}")
+        self._save_condensed()
+
+    def _save_condensed(self) -> None:
         path = run_folder(self.trainer) / "condensed.safetensors"
         if self.trainer.is_global_zero and not is_rehearsal(self.trainer):
             self.condensed_set().save(path)
@@ -372,6 +490,8 @@ class Condenser(EvaluatingModule):
             "steps": self.global_step,
             "provenance": self._provenance,
         }
+        if self._whitening is not None:
+            checkpoint["condenser"]["whitening"] = list(self._whitening)
         # Whatever users gave, such as a path, must load again where only plain values do.
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             if key in checkpoint:
@@ -392,6 +512,9 @@ class Condenser(EvaluatingModule):
         theirs = checkpoint["hyper_parameters"]
         self._build_as(checkpoint["state_dict"])
         check_shapes(self.hparams, self.state_dict(), theirs, checkpoint["state_dict"])
+        whitening = saved.get("whitening") and Whitening(*saved["whitening"])
+        if self._provenance:
+            check_whitening(self._whitening, whitening)
         check_data(self._provenance, saved["provenance"])
         changed = changed_arguments(self.hparams, theirs)
         changed |= changed_data(self._provenance, saved["provenance"])
@@ -406,10 +529,9 @@ class Condenser(EvaluatingModule):
                 for name, (new, old) in changed.items()
             )
             rank_zero_info(f"Arguments that differ from the checkpoint's: {listed}")
-        self._rates_were_changed = bool({"lr_images", "lr_masks", "momentum"} & set(changed))
         if self._trainer is None or not self.trainer.training:
             # The images were made from those data, whatever they are tested on.
-            self._provenance = saved["provenance"]
+            self._provenance, self._whitening = saved["provenance"], whitening
         self._saved_steps = saved["steps"]
 
     # What comes out.
@@ -434,7 +556,7 @@ class Condenser(EvaluatingModule):
         if self._trainer is not None:
             trainer = {"max_steps": self.trainer.max_steps, "precision": self.trainer.precision}
         hparams = as_json({k: v for k, v in self.hparams.items() if not k.startswith("_")})
-        unknown = unknown_data(len(self.labels) // self.ipc, self.images.shape[1])
+        unknown = unknown_data(self._num_classes, self.images.shape[1])
         provenance = {**unknown, **self._provenance}
         metadata = {
             **self.describe(),
@@ -444,9 +566,15 @@ class Condenser(EvaluatingModule):
             "recipe": self.recipe.as_dict(),
             **provenance,
         }
-        return CondensedSet(self.images.detach().float().cpu(), self.labels.cpu(), metadata)
+        images = self.images.detach().float().cpu()
+        return CondensedSet(images, self.labels.cpu(), metadata, self._whitening)
 
     # For evaluation.
+
+    @property
+    def recipe(self) -> Recipe:
+        """How ``test`` evaluates."""
+        return self._recipe
 
     def training_set(self, number: int) -> tuple[Tensor, Tensor]:
         """The synthetic images and their labels, the same for every network."""

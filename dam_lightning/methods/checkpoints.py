@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dam_lightning.checkpoint_io import CheckedCheckpointIO
 from dam_lightning.condensed_set import CondensedSet
+from dam_lightning.functional import Whitening, same_whitening
 
 __all__ = [
     "CondensedSetBeside",
@@ -17,9 +18,10 @@ __all__ = [
     "changed_data",
     "check_data",
     "check_shapes",
+    "check_whitening",
 ]
 
-_SHAPING = ("ipc", "num_classes", "image_shape", "backbone", "backbone_args")
+_SHAPING = ("ipc", "num_classes", "image_shape", "backbone", "backbone_args", "domain_step_size")
 
 
 class CondensedSetBeside(CheckedCheckpointIO):
@@ -110,6 +112,29 @@ def check_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
                 f"the data have {name} {ours[name]}, those of the checkpoint {theirs[name]}; give "
                 "the data module it was made with"
             )
+
+
+def check_whitening(ours: Whitening | None, theirs: Whitening | None) -> None:
+    """Refuse data that are whitened otherwise than those the images were made for.
+
+    Args:
+        ours: of the data at hand.
+        theirs: in the checkpoint.
+
+    Raises:
+        MisconfigurationException: they differ.
+    """
+    if (ours is None) != (theirs is None):
+        zca = theirs is not None
+        raise MisconfigurationException(
+            f"the data have zca {not zca}, those of the checkpoint {zca}; give --data.zca "
+            f"{str(zca).lower()}"
+        )
+    if ours is not None and theirs is not None and not same_whitening(ours, theirs):
+        raise MisconfigurationException(
+            "the images of the checkpoint were whitened as other training images ask for; give "
+            "the data module it was made with (the same validation_share and split_seed, if any)"
+        )
 
 
 def changed_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -44,7 +44,7 @@ class DM(Condenser):
         return network
 
     def matching_loss(
-        self, state: Backbone, real: Tensor, counts: Tensor, synthetic: Tensor
+        self, state: Backbone, real: Tensor, counts: Tensor, synthetic: Tensor, labels: Tensor
     ) -> Tensor:
         """Squared distance of the mean embeddings, summed over the groups."""
         with torch.no_grad():

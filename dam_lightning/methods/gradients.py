@@ -1,39 +1,76 @@
-"""A loss whose gradient was computed beforehand, piece by piece."""
+"""Gradients that are computed in pieces: beforehand, or a second time."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["carry_gradient"]
+__all__ = ["carry_gradient", "recomputed"]
 
 
 class _CarriedGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradient: Tensor, tensor: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
+    def forward(ctx: Any, value: Tensor, *pairs: Tensor) -> Tensor:
+        ctx.save_for_backward(*pairs[: len(pairs) // 2])
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, None, Tensor]:
-        (gradient,) = ctx.saved_tensors
-        return None, None, upstream[0] * gradient
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return None, *(None for _ in gradients), *(upstream[0] * g for g in gradients)
 
 
-def carry_gradient(value: Tensor, gradient: Tensor, tensor: Tensor) -> Tensor:
-    """The scalar ``value``, as a function of ``tensor`` whose gradient is known to be ``gradient``.
+def carry_gradient(value: Tensor, gradients: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """The scalar ``value``, as a function of ``tensors`` whose gradients are known beforehand.
 
     What follows treats it like any loss: it can be added, weighted and differentiated once more
-    back through whatever ``tensor`` was made from, and distributed strategies reduce what comes
+    back through whatever ``tensors`` were made from, and distributed strategies reduce what comes
     out.
 
     Args:
         value: the loss, a scalar without graph.
-        gradient: its gradient, of the shape of ``tensor``.
-        tensor: what it is the gradient with respect to.
+        gradients: its gradient with respect to each of ``tensors``, of the same shapes.
+        tensors: what they are the gradients with respect to.
 
     Returns:
-        A scalar connected to ``tensor``.
+        A scalar connected to ``tensors``.
     """
-    carried: Tensor = _CarriedGradient.apply(value, gradient, tensor)
+    carried: Tensor = _CarriedGradient.apply(value, *gradients, *tensors)
     return carried
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+        ctx.function = function
+        device = tensor.device.type
+        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.save_for_backward(tensor)
+        return function(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
+        device, dtype, enabled = ctx.autocast
+        # Backward of another device runs in a thread of its own, which knows of no autocast.
+        with torch.enable_grad(), torch.autocast(device, dtype, enabled):
+            tensor = ctx.saved_tensors[0].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(ctx.function(tensor), tensor, upstream)
+        return None, gradient
+
+
+def recomputed(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """``function(tensor)``, whose graph is built in backward and freed there at once.
+
+    As `torch.utils.checkpoint`, but also for functions that use ``torch.func``, which does not go
+    together with the hooks of that.
+
+    Args:
+        function: deterministic; differentiable in its argument, which is its only input with a
+            gradient.
+        tensor: of any shape.
+    """
+    if not (torch.is_grad_enabled() and tensor.requires_grad):
+        return function(tensor)
+    result: Tensor = _Recomputed.apply(function, tensor)
+    return result

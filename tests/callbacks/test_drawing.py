@@ -149,7 +149,7 @@ def test_every_row_begins_with_its_image() -> None:
     weights = torch.full((4, 3, 3, 8, 8), 1 / 3)
     names = ["ant", "bee", "cow", "dog"]
     masks = mask_picture(images, weights, names)
-    views = view_picture((images - 0.5) / 0.25, weights, [0.5] * 3, [0.25] * 3, names)
+    views = view_picture((images - 0.5) / 0.25, weights, lambda x: x * 0.25 + 0.5, names)
     in_masks = [found(masks, tile) for tile in as_tiles(images, 128)]
     assert all(len(places) == 1 for places in in_masks)
     rows, columns = zip(*(places[0] for places in in_masks), strict=True)
@@ -227,8 +227,8 @@ def test_a_view_is_the_image_times_its_mask() -> None:
     logits = torch.randn(2, 3, 3, 8, 8, generator=generator(1))
     weights = logits.softmax(1)
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    picture = view_picture(images, weights, mean, std, ["a", "b"])
     shift, scale = (torch.tensor(value).view(3, 1, 1) for value in (mean, std))
+    picture = view_picture(images, weights, lambda x: x * scale + shift, ["a", "b"])
     columns: list[int] = []
     for number in range(3):
         expected = images * weights[:, number] * 3 * scale + shift
@@ -237,7 +237,7 @@ def test_a_view_is_the_image_times_its_mask() -> None:
         assert places[0][0][1] == places[1][0][1]
         columns.append(places[0][0][1])
     assert columns == sorted(columns)
-    empty = view_picture(images, torch.zeros_like(weights), mean, std, ["a", "b"])
+    empty = view_picture(images, torch.zeros_like(weights), lambda x: x * scale + shift, ["a", "b"])
     plain = np.round(255 * np.array(mean)).astype(np.uint8)
     assert len(found(empty, np.broadcast_to(plain, (128, 128, 3)))) == 6
 
@@ -261,7 +261,7 @@ def test_masks_and_views_of_other_shapes(
     pixels = (images + 0.5).clamp(0, 1)
     for picture in (
         mask_picture(pixels, weights, names[:rows]),
-        view_picture(images, weights, [0.5] * channels, [1.0] * channels, names[:rows]),
+        view_picture(images, weights, lambda x: x + 0.5, names[:rows]),
     ):
         assert picture.mode == "RGB"
         assert picture.width < 1500

@@ -135,7 +135,7 @@ def test_the_pictures_are_those_of_the_run(tmp_path: Path) -> None:
     expected = {
         "condensed": condensed_picture(pixels, condensed.labels),
         "masks": mask_picture(pixels, weights, data.class_names),
-        "views": view_picture(condensed.images, weights, data.mean, data.std, data.class_names),
+        "views": view_picture(condensed.images, weights, condensed.denormalise, data.class_names),
         "pseudo_domains": pseudo_domain_picture(
             split.images,
             data.pseudo_domain_scores,

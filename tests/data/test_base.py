@@ -158,9 +158,7 @@ def test_batches_are_a_function_of_seed_and_step(options: dict[str, Any]) -> Non
 def test_random_images_are_drawn_class_by_class(options: dict[str, Any]) -> None:
     data = ready(**options)
     images = random_images(data, 4, 3, "s", 2)
-    everything = data.train.gather(
-        torch.arange(NUM_TRAIN), data._mean, data._std, torch.device("cpu")
-    )
+    everything = data.normalisation(data.train.images)
     same = (images[:, None] == everything).flatten(2).all(dim=2)
     assert (same.sum(dim=1) == 1).all()
     assert same.sum(dim=0).max() == 1  # none twice

@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from dam_lightning.data.groups import GroupedBatch, GroupedLoader, GroupIndex, Groups, TestLoader
+from dam_lightning.data.normalisation import Normalisation
 from dam_lightning.data.resident import Split
+from dam_lightning.functional import Whitening
 
 LABELS = torch.tensor([2, 0, 1, 2, 0, 2, 2, 0, 2, 2, 1, 0, 2])  # sizes 4, 2, 7
 NAMES = ("ant", "bee", "cat")
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.1]).view(3, 1, 1)
+NORMALISATION = Normalisation(MEAN, STD)
 
 
 def make_split(number: int) -> Split:
@@ -25,7 +28,7 @@ def normalised(split: Split, indices: torch.Tensor) -> np.ndarray:
 
 def batch_of(step: int) -> GroupedBatch:
     indices, counts = GroupIndex(LABELS, NAMES).draw(2, 0, "s", step)
-    return GroupedBatch(step, Groups(make_split(13), indices, counts, MEAN, STD), None)
+    return GroupedBatch(step, Groups(make_split(13), indices, counts, NORMALISATION), None)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 7, 256])
@@ -94,7 +97,7 @@ def test_a_label_without_a_group_is_refused() -> None:
 def test_images_are_those_of_the_rows_normalised(rows: list[int] | range | torch.Tensor) -> None:
     split = make_split(13)
     indices, counts = GroupIndex(LABELS, NAMES).draw(5, 0, "s", 0)
-    groups = Groups(split, indices, counts, MEAN, STD)
+    groups = Groups(split, indices, counts, NORMALISATION)
     images = groups.images(rows)
     chosen = indices[torch.as_tensor(list(rows), dtype=torch.int64)]
     assert images.dtype == torch.float32
@@ -106,9 +109,9 @@ def test_only_the_rows_asked_for_are_gathered(monkeypatch: pytest.MonkeyPatch) -
     gathered = []
     gather = Split.gather
 
-    def spy(split: Split, indices: torch.Tensor, *rest: object) -> torch.Tensor:
+    def spy(split: Split, indices: torch.Tensor) -> torch.Tensor:
         gathered.append(indices.numel())
-        return gather(split, indices, *rest)
+        return gather(split, indices)
 
     monkeypatch.setattr(Split, "gather", spy)
     batch = batch_of(0)
@@ -155,7 +158,7 @@ def test_test_loaders_share_a_split_out(world_size: int) -> None:
     split = make_split(10)
     seen = []
     for rank in range(world_size):
-        loader = TestLoader(split, 4, MEAN, STD, rank, world_size)
+        loader = TestLoader(split, 4, NORMALISATION, rank, world_size)
         share = torch.arange(10)[rank::world_size]
         batches = list(loader)
         assert len(batches) == len(loader) == -(-len(share) // 4)
@@ -170,15 +173,20 @@ def test_test_loaders_share_a_split_out(world_size: int) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("images_on", ["cuda", "cpu"])
-def test_the_host_never_waits_for_the_gpu(images_on: str) -> None:
+@pytest.mark.parametrize("zca", [False, True])
+def test_the_host_never_waits_for_the_gpu(images_on: str, zca: bool) -> None:
     split = make_split(13).to(torch.device(images_on))
-    mean, std = MEAN.cuda(), STD.cuda()
+    # A matrix that does what mean and std of the channels do.
+    mean, std = (part.expand(3, 4, 5).flatten() for part in (MEAN, STD))
+    whitening = Whitening(mean, torch.diag(1 / std)) if zca else None
+    normalisation = Normalisation(MEAN, STD, whitening, torch.device("cuda"))
+    normalisation(split.images)  # libraries wait when they are first used
     index = GroupIndex(LABELS, NAMES)
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
         indices, counts = index.draw(4, 0, "s", 0)
-        groups = Groups(split, indices, counts, mean, std)
+        groups = Groups(split, indices, counts, normalisation)
         images = groups.images([2, 0])
     finally:
         torch.cuda.set_sync_debug_mode(mode)

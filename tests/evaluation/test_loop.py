@@ -22,7 +22,7 @@ class Validated(TinyData):
     """With validation images: the training images, which is enough to run the loop."""
 
     def val_dataloader(self) -> TestLoader:
-        return TestLoader(self.train, 8, self._mean, self._std, 0, 1)
+        return TestLoader(self.train, 8, self.normalisation, 0, 1)
 
 
 class OtherNormalisation(TinyData):
@@ -39,7 +39,7 @@ def dm(**options: Any) -> DM:
 
 def by_hand(module: DM, data: ResidentDataModule, split: Split) -> Scores:
     """The protocol as a plain loop over networks and images."""
-    images = split.gather(torch.arange(len(split)), data._mean, data._std, data._device)
+    images = data.normalisation(split.images)
     correct = []
     for number in range(module.recipe.num_networks):
         network = train_network(
@@ -59,7 +59,7 @@ def evaluated_random(module: DM, data: TinyData, number: int) -> float:
     """Accuracy of one network trained on random real images drawn for it."""
     images = random_images(data, module.ipc, 0, "evaluation/random", number)
     network = train_network(images, module.labels, 3, module.recipe, seed=0, number=number)
-    test = data.test.gather(torch.arange(len(data.test)), data._mean, data._std, data._device)
+    test = data.normalisation(data.test.images)
     with torch.no_grad():
         return float((network(test).argmax(dim=1) == data.test.labels).double().mean())
 
@@ -145,7 +145,7 @@ def test_random_images_are_drawn_anew_for_each_network(tmp_path: Path) -> None:
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
-    real = data.train.gather(torch.arange(len(data.train)), data._mean, data._std, data._device)
+    real = data.normalisation(data.train.images)
     for image, label in zip(first, labels, strict=True):
         matches = (real == image).flatten(1).all(dim=1)
         assert int(data.train.labels[matches][0]) == int(label)
@@ -231,6 +231,50 @@ def test_data_that_do_not_belong_to_the_set(
     evaluation = Evaluation(str(tmp_path / "condensed.safetensors"))
     with pytest.raises(MisconfigurationException, match=f"the condensed set has {message}"):
         tiny_trainer(tmp_path).test(evaluation, datamodule=data(cache_dir=str(tmp_path / "c")))
+
+
+def whitened_set(folder: Path, data: ResidentDataModule) -> str:
+    """Random images, whitened as the data module does."""
+    images = random_images(data, 1, 0, "s")
+    plain = {"class_names": data.class_names, "mean": list(data.mean), "std": list(data.std)}
+    metadata = {**plain, "recipe": {**SMALL_RECIPE, "backbone_args": SMALL_NETWORK}}
+    path = folder / "condensed.safetensors"
+    CondensedSet(images, torch.arange(3), metadata, data.whitening).save(path)
+    return str(path)
+
+
+def test_a_whitened_set_is_tested_on_whitened_images(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path, zca=True)
+    evaluation = Evaluation(whitened_set(tmp_path, data), seed=0)
+    (metrics,) = tiny_trainer(tmp_path).test(evaluation, datamodule=data, verbose=False)
+    assert data.whitening is not None
+    pixels = data.test.images.flatten(1) / 255 - data.whitening.mean
+    images = (pixels @ data.whitening.matrix).view(data.test.images.shape)
+    correct = []
+    for number in range(2):
+        network = train_network(
+            *evaluation.training_set(number), 3, evaluation.recipe, seed=0, number=number
+        )
+        with torch.no_grad():
+            correct.append(
+                float((network(images).argmax(dim=1) == data.test.labels).double().mean())
+            )
+    assert metrics["test/accuracy"] == pytest.approx(50 * sum(correct), abs=1e-4)
+
+
+@pytest.mark.parametrize("set_zca", [True, False])
+def test_a_set_and_data_must_agree_in_whitening(tmp_path: Path, set_zca: bool) -> None:
+    evaluation = Evaluation(whitened_set(tmp_path, tiny_data(tmp_path, zca=set_zca)))
+    message = f"has zca {set_zca}, the data module {not set_zca}; give --data.zca {set_zca}".lower()
+    with pytest.raises(MisconfigurationException, match=f"(?i){message}"):
+        tiny_trainer(tmp_path).test(evaluation, datamodule=tiny_data(tmp_path, zca=not set_zca))
+
+
+def test_the_whitening_of_other_images_is_refused(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path, zca=True, validation_share=0.25)
+    evaluation = Evaluation(whitened_set(tmp_path, data))
+    with pytest.raises(MisconfigurationException, match="whitened as other training images ask"):
+        tiny_trainer(tmp_path).test(evaluation, datamodule=tiny_data(tmp_path, zca=True))
 
 
 @pytest.mark.parametrize(

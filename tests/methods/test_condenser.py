@@ -97,7 +97,7 @@ def test_real_initialisation(tmp_path: Path) -> None:
     module = make(ipc=3, init="real", lr_images=1e-9)
     trainer = tiny_trainer(tmp_path, max_steps=1)
     trainer.fit(module, datamodule=data)
-    real = data.train.gather(torch.arange(len(data.train)), data._mean, data._std, data._device)
+    real = data.normalisation(data.train.images)
     distances = torch.cdist(
         module.images.detach().flatten(1),
         real.flatten(1),

@@ -17,7 +17,7 @@ class WithoutDomainBranch(DM):
     def training_step(self, batch: GroupedBatch, batch_idx: int) -> torch.Tensor:
         state = self.network_state(batch.step)
         by_class = self.images.view(-1, self.ipc, *self.images.shape[1:])
-        return self._match("class", batch, batch.classes, by_class, state) + 0 * (
+        return self.grouping_loss("class", batch, by_class, state) + 0 * (
             self.dam.logits.sum() if self.dam is not None else 0
         )
 

@@ -141,7 +141,7 @@ def test_the_class_loss_does_not_touch_the_masks(tmp_path: Path) -> None:
     batch = data.grouped_batch(0)
     by_class = module.images.view(len(CLASS_SIZES), 1, *SHAPE)
     state = module.network_state(0)
-    loss = module._match("class", batch, batch.classes, by_class, state)
+    loss = module.grouping_loss("class", batch, by_class, state)
     loss.backward()
     assert module.images.grad is not None
     assert module.dam is not None

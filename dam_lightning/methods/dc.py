@@ -1,0 +1,338 @@
+"""DC: gradient matching along the training of networks on the condensed images."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.func import vmap
+
+from dam_lightning.data.groups import GroupedBatch, Groups
+from dam_lightning.evaluation.recipe import RecipeOptions
+from dam_lightning.functional import DSA, gradient_matching_loss
+from dam_lightning.methods.base import Branch, Condenser, DAMOptions
+from dam_lightning.methods.flat_network import FlatNetwork
+from dam_lightning.methods.gradients import recomputed
+from dam_lightning.methods.inner_training import InnerTraining
+
+__all__ = ["DC"]
+
+LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+"""Published (outer, inner) loops by images per class (``get_loops`` of the original)."""
+
+_STATISTICS = 16
+"""Real images of each group that set the statistics of batch normalisation, as in the original."""
+
+Metric = Literal["layerwise_cosine", "mse", "cos"]
+
+
+class _Inner(NamedTuple):
+    """A network inside the outer loop.
+
+    Attributes:
+        network: its architecture, and its buffers.
+        vector: its parameters, (P,).
+    """
+
+    network: FlatNetwork
+    vector: Tensor
+
+
+class DC(Condenser):
+    """Gradient matching: real and synthetic images that would train a network alike.
+
+    Zhao, Mopuri and Bilen, Dataset Condensation with Gradient Matching (ICLR 2021); ``main.py`` of
+    VICO-UoE/DatasetCondensation. An iteration draws a network and takes ``outer_loop`` image
+    updates with it, between which it is trained on the condensed images for ``inner_loop`` epochs.
+    A step of the Trainer is one image update, so ``max_steps`` is iterations times ``outer_loop``.
+    With an ``augmentation`` it is DSA (ICML 2021).
+
+    With DAM, a second network matches the pseudo-domains, each of them a class of its own
+    (appendix A of the DAM paper calls it a domain classifier).
+
+    Args:
+        ipc: synthetic images per class.
+        dam: as in `Condenser`.
+        lr_images: step size for the images.
+        augmentation: None (DC), or the strategy of DSA, shared by real and synthetic images of a
+            group, and used in the inner training too.
+        outer_loop: image updates for each network. None: the published value for ``ipc``, which is
+            there for 1, 10, 20, 30, 40 and 50.
+        inner_loop: epochs on the condensed images between two updates; None: as ``outer_loop``.
+        lr_network: step size of the inner training.
+        batch_train: images in a step of the inner training.
+        metric: distance of two gradients, see `gradient_matching_loss`.
+        domain_outputs: outputs of the second network: ``"domains"``, one for each pseudo-domain, or
+            ``"classes"``, the architecture of the first, whose first outputs are then used.
+        domain_training: what the second network is trained on between updates: ``"synthetic"``,
+            the views of the condensed images, as the first is; ``"real"``, the real images of the
+            step; ``"none"``.
+        recipe: as in `Condenser`, but the augmentation is that of DM's protocol unless given, since
+            the paper tests all methods by it.
+        **options: of `Condenser`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or there are no published loops for ``ipc``.
+    """
+
+    def __init__(
+        self,
+        ipc: int = 1,
+        dam: DAMOptions | None = None,
+        lr_images: float = 0.1,
+        augmentation: str | None = None,
+        outer_loop: int | None = None,
+        inner_loop: int | None = None,
+        lr_network: float = 0.01,
+        batch_train: int = 256,
+        metric: Metric = "layerwise_cosine",
+        domain_outputs: Literal["domains", "classes"] = "domains",
+        domain_training: Literal["synthetic", "real", "none"] = "synthetic",
+        recipe: RecipeOptions | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            ipc=ipc,
+            dam=dam,
+            lr_images=lr_images,
+            augmentation=augmentation,
+            recipe={"augmentation": augmentation or DSA, **(recipe or {})},
+            **options,
+        )
+        self.outer_loop, inner_loop = _loops(ipc, outer_loop, inner_loop)
+        if not lr_network > 0:
+            raise ValueError(f"lr_network must be above 0, got {lr_network}")
+        if batch_train < 1:
+            raise ValueError(f"batch_train must be at least 1, got {batch_train}")
+        for name, value, allowed in (
+            ("metric", metric, ("layerwise_cosine", "mse", "cos")),
+            ("domain_outputs", domain_outputs, ("domains", "classes")),
+            ("domain_training", domain_training, ("synthetic", "real", "none")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        self.metric = metric
+        self.domain_outputs = domain_outputs
+        self.domain_training = domain_training
+        self._inner_loop = inner_loop
+        self._lr_network = lr_network
+        self._batch_train = batch_train
+        self._networks: dict[Branch, _Inner] = {}
+        # The step whose networks these are; loaded ones are made when they are needed.
+        self._networks_step = -1
+        self._loaded: dict[str, Any] | None = None
+
+    # The networks.
+
+    def setup(self, stage: str) -> None:
+        """In addition, try the backbone and its options before anything is begun.
+
+        Raises:
+            MisconfigurationException: in addition, if there are fewer classes than pseudo-domains
+                with ``domain_outputs: classes``.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            return
+        domains = 0 if self.dam is None else self.dam.num_domains
+        if self.domain_outputs == "classes" and domains > self._num_classes:
+            raise MisconfigurationException(
+                f"domain_outputs: classes gives the second network {self._num_classes} outputs, "
+                f"too few for dam.num_domains {domains}; use domains"
+            )
+        self.fresh_network(0)
+
+    def training_step(self, batch: GroupedBatch, batch_idx: int) -> Tensor:
+        """One image update, after the networks' training on the images of the update before."""
+        self._advance(batch)
+        return super().training_step(batch, batch_idx)
+
+    def network_state(self, step: int) -> _Inner:
+        """The network of the class loss, as far as it was trained."""
+        return self._networks["class"]
+
+    def domain_state(self, step: int, state: Any) -> _Inner:
+        """The network of the domain loss."""
+        return self._networks["domain"]
+
+    def _advance(self, batch: GroupedBatch) -> None:
+        """Bring the networks to a step: draw them anew, or train them on."""
+        iteration, position = divmod(batch.step, self.outer_loop)
+        if position == 0:
+            self._networks = self._fresh(iteration)
+        else:
+            if self._loaded is not None:
+                self._networks = self._restored(iteration, self._loaded)
+            if self._networks_step != batch.step - 1:
+                raise MisconfigurationException(
+                    f"step {batch.step} goes on with the networks of the step before, which are "
+                    "not here: resume from a checkpoint of this run"
+                )
+            for branch, inner in self._networks.items():
+                self._networks[branch] = self._trained(branch, inner, batch)
+        self._loaded = None
+        self._networks_step = batch.step
+
+    def _fresh(self, iteration: int) -> dict[Branch, _Inner]:
+        modules = {"class": self.fresh_network(iteration)}
+        if self.dam is not None and self.dam.weight > 0:
+            outputs = self.dam.num_domains if self.domain_outputs == "domains" else None
+            modules["domain"] = self.fresh_network(iteration, "network/domain", outputs)
+        networks = {branch: FlatNetwork(module) for branch, module in modules.items()}
+        return {branch: _Inner(net, net.initial()) for branch, net in networks.items()}  # type: ignore[misc]
+
+    def _trained(self, branch: Branch, inner: _Inner, batch: GroupedBatch) -> _Inner:
+        """Train a network on what it is to be trained on between two updates."""
+        if branch == "class":
+            images, labels = self.images.detach(), self.labels
+        elif self.domain_training == "none":
+            return inner
+        elif self.domain_training == "synthetic":
+            assert self.dam is not None
+            with torch.no_grad():
+                views = self.dam(self.images)
+            images = views.flatten(0, 1)
+            labels = torch.arange(len(views), device=images.device).repeat_interleave(
+                len(self.images)
+            )
+        else:
+            assert batch.domains is not None
+            images, labels = _flat(batch.domains)
+            images = images.to(self.images.dtype)
+        training = InnerTraining(
+            self._inner_loop, self._lr_network, self._batch_train, self._operations, self.seed
+        )
+        inner.network.module.train()
+        vector = training.train(
+            inner.network, inner.vector, images, labels, f"inner/{branch}", batch.step
+        )
+        if self._rank_and_world_size[1] > 1:
+            # Every process trained alike, but not to the last bit where their devices differ.
+            for tensor in (vector, *inner.network.module.buffers()):
+                torch.distributed.broadcast(tensor, src=0)
+        return inner._replace(vector=vector)
+
+    # The loss.
+
+    def grouping_loss(
+        self, branch: Branch, batch: GroupedBatch, synthetic: Tensor, state: _Inner
+    ) -> Tensor:
+        """As of `Condenser`, after freezing the statistics of batch normalisation, if any."""
+        norms = state.network.batch_norms
+        if norms:
+            groups = batch.classes if branch == "class" else batch.domains
+            assert groups is not None
+            images, _ = _flat(groups, _STATISTICS)
+            for norm in norms:
+                norm.train()
+            with torch.no_grad():
+                state.network.scores(state.network.split(state.vector), images.to(synthetic.dtype))
+            for norm in norms:
+                norm.eval()
+        return super().grouping_loss(branch, batch, synthetic, state)
+
+    def matching_loss(
+        self, state: _Inner, real: Tensor, counts: Tensor, synthetic: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Distance of the gradients on real and on synthetic images, summed over the groups."""
+        valid = torch.arange(real.shape[1], device=real.device) < counts.unsqueeze(1)
+        weights = valid.to(real.dtype) / counts.unsqueeze(1)
+        with torch.no_grad():
+            real_gradients = self._gradients(state, real, labels, weights)
+        uniform = torch.full_like(synthetic[:, :, 0, 0, 0], 1 / synthetic.shape[1]).detach()
+        synthetic_gradients = self._gradients(state, synthetic, labels, uniform)
+
+        def distance(real: Tensor, synthetic: Tensor) -> Tensor:
+            split = state.network.split
+            return gradient_matching_loss(split(real), split(synthetic), self.metric)
+
+        distances: Tensor = vmap(distance)(real_gradients, synthetic_gradients)
+        return distances.sum()
+
+    def _gradients(self, state: _Inner, images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Gradient of each group, with the activations of at most ``max_images`` kept.
+
+        (G, N, C, H, W), (G,), (G, N) -> (G, P)
+        """
+        parameters = state.network.split(state.vector)
+        each = max(1, self.max_images // len(images))
+        starts = range(0, images.shape[1], each)
+        total = torch.zeros(
+            len(images), state.network.size, dtype=images.dtype, device=images.device
+        )
+        for start in starts:
+            part = slice(start, start + each)
+            of_part = weights[:, part]
+            targets = labels.unsqueeze(1).expand(of_part.shape)
+
+            def gradients(
+                piece: Tensor, targets: Tensor = targets, weights: Tensor = of_part
+            ) -> Tensor:
+                found = state.network.gradients(parameters, piece, targets, weights)
+                return torch.cat([tensor.flatten(1) for tensor in found], dim=1).to(piece.dtype)
+
+            piece = images[:, part]
+            total = total + (recomputed(gradients, piece) if len(starts) > 1 else gradients(piece))
+        return total
+
+    # Checkpoints.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the networks, in the middle of an outer loop, where nothing else tells them."""
+        super().on_save_checkpoint(checkpoint)
+        if self._networks and (self._networks_step + 1) % self.outer_loop:
+            saved: dict[str, Any] = {"step": self._networks_step}
+            for branch, inner in self._networks.items():
+                saved[branch] = [inner.vector, *inner.network.module.buffers()]
+            checkpoint["condenser"]["networks"] = saved
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """In addition, take the networks of a checkpoint from the middle of an outer loop."""
+        super().on_load_checkpoint(checkpoint)
+        self._loaded = checkpoint["condenser"].get("networks")
+
+    def _restored(self, iteration: int, loaded: dict[str, Any]) -> dict[Branch, _Inner]:
+        """The networks of a checkpoint."""
+        self._networks_step = loaded["step"]
+        networks = self._fresh(iteration)
+        for branch, inner in networks.items():
+            if branch not in loaded:
+                raise MisconfigurationException(
+                    "the checkpoint was made without DAM in the middle of an outer loop, and has "
+                    "no network for its domain loss; go on without DAM (dam: null)"
+                )
+            vector, *buffers = loaded[branch]
+            for ours, theirs in zip(inner.network.module.buffers(), buffers, strict=True):
+                ours.copy_(theirs)
+            networks[branch] = inner._replace(vector=vector.to(inner.vector))
+        return networks
+
+
+def _loops(ipc: int, outer: int | None, inner: int | None) -> tuple[int, int]:
+    """The loops that are given, or the published ones."""
+    if outer is None or inner is None:
+        if ipc not in LOOPS:
+            published = ", ".join(f"ipc {n}: {o} and {i}" for n, (o, i) in LOOPS.items())
+            raise ValueError(
+                f"there are no published loops for ipc {ipc}: give outer_loop and inner_loop "
+                f"({published})"
+            )
+        outer, inner = (
+            given if given is not None else table
+            for given, table in zip((outer, inner), LOOPS[ipc], strict=True)
+        )
+    if outer < 1 or inner < 0:
+        raise ValueError(
+            f"outer_loop must be at least 1 and inner_loop 0 or more, got {outer} and {inner}"
+        )
+    return outer, inner
+
+
+def _flat(groups: Groups, per_group: int | None = None) -> tuple[Tensor, Tensor]:
+    """The real images of all groups, without padding, and their group numbers."""
+    images = groups.images(range(len(groups.counts)))[:, :per_group]
+    counts = groups.counts.tolist()
+    kept = [row[: min(count, len(row))] for row, count in zip(images, counts, strict=True)]
+    sizes = torch.tensor([len(row) for row in kept])
+    labels = torch.arange(len(kept)).repeat_interleave(sizes)
+    return torch.cat(kept), labels.to(images.device, non_blocking=True)
