@@ -173,6 +173,8 @@ def _filter_warnings() -> None:
         ".*no `val_dataloader`.*",  # test images must not be used for validation
         ".*Total length of `list` across ranks is zero.*",  # no validation images
         ".*does not have many workers.*",  # images are resident
+        ".*`configure_optimizers` returned `None`.*",  # modules that train networks by themselves
+        ".*but have no `validation_step`.*",  # experts, which nothing chooses among
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of PyTorch
     ):
         warnings.filterwarnings("ignore", message)

@@ -40,7 +40,9 @@ class StepProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin."""
         super().on_train_start(trainer, pl_module)
-        self._first_step, self._start = trainer.global_step, time.monotonic()
+        # Counted here: modules that optimise by themselves have no global step.
+        self._first_step = self._step = trainer.global_step
+        self._start = time.monotonic()
         self._shown = self._start
         if self._enabled and sys.stdout.isatty():
             self._progress = Progress(
@@ -58,6 +60,7 @@ class StepProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show how far it is."""
+        self._step += 1
         now = time.monotonic()
         every = self._line_every if self._progress is None else _REFRESH
         if self._enabled and now - self._shown >= every:
@@ -66,7 +69,7 @@ class StepProgress(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the last step and stop."""
-        if self._enabled and trainer.global_step > self._first_step:
+        if self._enabled and self._step > self._first_step:
             self._show(trainer, pl_module)
         self._stop()
 
@@ -77,7 +80,7 @@ class StepProgress(ProgressBar):
         self._stop()
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step, elapsed = trainer.global_step, time.monotonic() - self._start
+        step, elapsed = self._step, time.monotonic() - self._start
         figures = [f"{(step - self._first_step) / elapsed:.2f} steps/s"]
         for name, value in self.get_metrics(trainer, pl_module).items():
             if isinstance(value, int | float) and name != "v_num":

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from dam_lightning.functional import DSA, strategy_operations
 from dam_lightning.methods.flat_network import FlatNetwork
 from dam_lightning.methods.provenance import data_provenance
 
-__all__ = ["ExpertData", "ExpertOptions", "ExpertRecipe"]
+__all__ = ["ExpertData", "ExpertOptions", "ExpertRecipe", "Precision"]
+
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class ExpertOptions(TypedDict, total=False):
@@ -31,6 +34,8 @@ class ExpertOptions(TypedDict, total=False):
         lr: of their SGD; default 0.01.
         batch_size: of their SGD; default 256.
         seed: key of their draws; default 0. Not the run's seed: condensations share experts.
+        precision: of their forward passes, ``"float32"`` (default) or ``"bfloat16"``.
+        compiled: whether their training is compiled; default False.
     """
 
     folder: str | None
@@ -39,6 +44,8 @@ class ExpertOptions(TypedDict, total=False):
     lr: float
     batch_size: int
     seed: int
+    precision: Precision
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class ExpertRecipe:
         lr: step size of SGD, which has no momentum and no weight decay.
         batch_size: images in a step; all training images, reshuffled each epoch.
         seed: key of all draws.
+        precision: of the forward passes, ``"float32"`` or ``"bfloat16"``.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -63,12 +71,17 @@ class ExpertRecipe:
     lr: float = 0.01
     batch_size: int = 256
     seed: int = 0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"experts: lr must be above 0, got {self.lr}")
         if self.batch_size < 1:
             raise ValueError(f"experts: batch_size must be at least 1, got {self.batch_size}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"experts: precision must be float32 or bfloat16, got {self.precision!r}"
+            )
         if self.augmentation is not None:
             strategy_operations(self.augmentation)
 

@@ -35,16 +35,23 @@ class ExpertSet:
         recipe: how they are trained.
         count: how many.
         folder: where users want them, in it one folder for each kind; None: one in the cache.
+        compiled: compile their training.
 
     Raises:
         ValueError: if the backbone cannot be an expert.
     """
 
     def __init__(
-        self, data: ExpertData, recipe: ExpertRecipe, count: int, folder: str | None
+        self,
+        data: ExpertData,
+        recipe: ExpertRecipe,
+        count: int,
+        folder: str | None,
+        compiled: bool,
     ) -> None:
         self._data = data
         self._recipe = recipe
+        self._compiled = compiled
         self._folder_is_given = folder is not None
         self.count = count
         self.network: FlatNetwork = data.network(recipe, 0)
@@ -85,7 +92,9 @@ class ExpertSet:
 
     def train(self, numbers: Sequence[int], epochs: int, max_images: int) -> Iterator[ExpertEpoch]:
         """Train some experts; see `train_experts`."""
-        return train_experts(self.store, self._data, self._recipe, numbers, epochs, max_images)
+        return train_experts(
+            self.store, self._data, self._recipe, numbers, epochs, max_images, self._compiled
+        )
 
     def train_with_progress(
         self, numbers: Sequence[int], epochs: int, max_images: int, show: bool

@@ -1,15 +1,16 @@
 """Training experts, many side by side, and keeping their trajectories."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from dam_lightning.functional import augment, augmentation_parameters, strategy_operations
-from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
+from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe, Precision
 from dam_lightning.methods.expert_store import ExpertStore
 from dam_lightning.methods.flat_network import FlatNetwork
 from dam_lightning.methods.stability import DivergenceError
@@ -39,6 +40,7 @@ def train_experts(
     numbers: Sequence[int],
     epochs: int,
     max_images: int,
+    compiled: bool = False,
 ) -> Iterator[ExpertEpoch]:
     """Train the experts that are not in the store, or not for so long, and put them there.
 
@@ -53,6 +55,7 @@ def train_experts(
         epochs: for how long.
         max_images: images whose activations may be in memory together, which sets how many experts
             are trained side by side: the images over the batch size.
+        compiled: compile the step, which takes some seconds first and falls back with a warning.
 
     Yields:
         Every epoch of every block of experts.
@@ -68,7 +71,7 @@ def train_experts(
         same = [number for _, number in group]
         for start in range(0, len(same), together):
             block = same[start : start + together]
-            yield from _train_block(store, data, recipe, block, epochs, trained[block[0]])
+            yield from _train_block(store, data, recipe, block, epochs, trained[block[0]], compiled)
 
 
 def _train_block(
@@ -78,9 +81,11 @@ def _train_block(
     block: Sequence[int],
     epochs: int,
     trained: int | None,
+    compiled: bool,
 ) -> Iterator[ExpertEpoch]:
     networks = [data.network(recipe, number) for number in block]
     network = networks[0]
+    gradients = _Gradients(network, recipe.precision, compiled)
     if trained is None:
         snapshots = torch.stack([net.initial() for net in networks]).cpu().unsqueeze(1)
     else:
@@ -90,7 +95,7 @@ def _train_block(
     kept = [snapshots]
     for epoch in range(snapshots.shape[1], epochs + 1):
         with seeded(device, recipe.seed, f"expert/{data.kind}/dropout", epoch, block[0]):
-            vectors, loss = _train_epoch(network, vectors, data, recipe, block, epoch)
+            vectors, loss = _train_epoch(gradients, vectors, data, recipe, block, epoch)
         kept.append(vectors.cpu().unsqueeze(1))
         for number, finite in zip(block, kept[-1].isfinite().all(dim=2).tolist(), strict=True):
             if not finite[0]:
@@ -104,7 +109,7 @@ def _train_block(
 
 
 def _train_epoch(
-    network: FlatNetwork,
+    gradients: "_Gradients",
     vectors: Tensor,
     data: ExpertData,
     recipe: ExpertRecipe,
@@ -141,8 +146,8 @@ def _train_epoch(
                 (height, width),
             )
             images = augment(images, drawn)
-        gradients, loss = _gradients(network, vectors, images, labels)
-        vectors = vectors - recipe.lr * gradients
+        gradient, loss = gradients(vectors, images, labels)
+        vectors = vectors - recipe.lr * gradient
         losses.append(loss)
     return vectors, torch.stack(losses).mean()
 
@@ -168,24 +173,51 @@ def _draws(
     return torch.stack(operations), torch.stack(uniforms)
 
 
-def _gradients(
-    network: FlatNetwork, vectors: Tensor, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient of each expert on its own batch, and the mean loss.
+class _Gradients:
+    """Gradient of each expert on its own batch.
 
-    (E, P), (E, N, C, H, W), (E, N) -> (E, P) and a scalar.
+    Args:
+        network: of all experts.
+        precision: of the forward pass, whatever the Trainer's is: experts must be the same whoever
+            trains them.
+        compiled: compile it, where that is possible.
     """
 
-    def loss(vector: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return network.loss(network.split(vector), images, labels)
+    def __init__(self, network: FlatNetwork, precision: Precision, compiled: bool) -> None:
+        self._network = network
+        self._half = precision == "bfloat16"
+        self._compiled: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        if compiled:
+            self._compiled = torch.compile(self._batched, dynamic=False)
 
-    if len(vectors) == 1:
-        # Batched convolutions are grouped convolutions, which are slow for one group too.
-        vector = vectors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            value = loss(vector, images[0], labels[0])
-            (gradient,) = torch.autograd.grad(value, vector)
-        return gradient.unsqueeze(0), value.detach()
-    batched = vmap(grad_and_value(loss), randomness="different")
-    gradients, values = batched(vectors, images, labels)
-    return gradients, values.mean()
+    def __call__(self, vectors: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(E, P), (E, N, C, H, W), (E, N) -> (E, P) and the mean loss."""
+        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self._half):
+            if self._compiled is not None:
+                try:
+                    return self._compiled(vectors, images, labels)
+                # Whatever a compiler or its absence raises; what is wrong with the data or the
+                # network is raised again below.
+                except Exception as error:
+                    reason = str(error).strip().partition("\n")[0]
+                    rank_zero_warn(f"Experts are trained without compilation: {reason}")
+                    self._compiled = None
+            if len(vectors) > 1:
+                return self._batched(vectors, images, labels)
+            vector = vectors[0].detach().requires_grad_()
+            with torch.enable_grad():
+                value = self._loss(vector, images[0], labels[0])
+                (gradient,) = torch.autograd.grad(value, vector)
+            return gradient.unsqueeze(0), value.detach()
+
+    def _batched(self, vectors: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = grad_and_value(self._loss)
+        if len(vectors) == 1:
+            # Batched convolutions are grouped convolutions, which are slow for one group too.
+            single, value = gradient(vectors[0], images[0], labels[0])
+            return single.unsqueeze(0), value
+        gradients, values = vmap(gradient, randomness="different")(vectors, images, labels)
+        return gradients, values.mean()
+
+    def _loss(self, vector: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        return self._network.loss(self._network.split(vector), images, labels)

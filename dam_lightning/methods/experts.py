@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dam_lightning.evaluation.evaluator import Evaluator
 from dam_lightning.functional import DSA
-from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
+from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe, Precision
 from dam_lightning.methods.expert_set import ExpertSet, expert_budget
 from dam_lightning.methods.expert_training import ExpertEpoch
 
@@ -39,6 +39,9 @@ class Experts(LightningModule):
         folder: where their files go, in it ``class`` and ``domain``. None: a folder in the data
             module's cache, where `MTT` with the same settings finds them.
         seed: key of all draws.
+        precision: of the forward passes, ``"float32"`` or ``"bfloat16"``, whatever the Trainer's
+            is.
+        compiled: compile the training, which takes some seconds first.
         max_images: images whose activations may be in memory together; over ``batch_size`` it is
             the number of experts trained side by side. None: 256 on a CPU, 8192 elsewhere.
 
@@ -58,6 +61,8 @@ class Experts(LightningModule):
         batch_size: int = 256,
         folder: str | None = None,
         seed: int = 0,
+        precision: Precision = "float32",
+        compiled: bool = False,
         max_images: int | None = None,
     ) -> None:
         super().__init__()
@@ -74,9 +79,10 @@ class Experts(LightningModule):
         self.count = count
         self.epochs = epochs
         self.recipe = ExpertRecipe(
-            backbone, backbone_args or {}, augmentation, lr, batch_size, seed
+            backbone, backbone_args or {}, augmentation, lr, batch_size, seed, precision
         )
         self.folder = folder
+        self.compiled = compiled
         self.max_images = max_images
         self._experts: ExpertSet
         self._work: Iterator[ExpertEpoch]
@@ -102,7 +108,11 @@ class Experts(LightningModule):
             )
         device = self.trainer.strategy.root_device
         self._experts = ExpertSet(
-            ExpertData(data, self.num_domains, device), self.recipe, self.count, self.folder
+            ExpertData(data, self.num_domains, device),
+            self.recipe,
+            self.count,
+            self.folder,
+            self.compiled,
         )
         missing = self._experts.missing(self.epochs)
         if stage == "fit":
@@ -133,7 +143,7 @@ class Experts(LightningModule):
             self.trainer.should_stop = True
             return
         self.log("loss", done.loss, prog_bar=True)
-        self.log("epoch_of_experts", float(done.epoch), prog_bar=True)
+        self.log("expert_epoch", float(done.epoch), prog_bar=True)
 
     def on_test_start(self) -> None:
         """Read the experts."""

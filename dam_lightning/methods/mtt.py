@@ -180,6 +180,7 @@ class MTT(Condenser):
             lr=asked.get("lr", 0.01),
             batch_size=asked.get("batch_size", 256),
             seed=asked.get("seed", 0),
+            precision=asked.get("precision", "float32"),
         )
 
     # Experts.
@@ -221,6 +222,7 @@ class MTT(Condenser):
             self._expert_recipe(branch),
             asked.get("count", 100),
             asked.get("folder"),
+            asked.get("compiled", False),
         )
         found.check_epochs(
             self._epochs_read,
