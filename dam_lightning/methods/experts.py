@@ -145,6 +145,13 @@ class Experts(LightningModule):
         self.log("loss", done.loss, prog_bar=True)
         self.log("expert_epoch", float(done.epoch), prog_bar=True)
 
+    def on_train_end(self) -> None:
+        """Say where they are."""
+        left = len(self._experts.missing(self.epochs))
+        rank_zero_info(
+            f"{self.count - left} of {self.count} experts are in {self._experts.store.folder}"
+        )
+
     def on_test_start(self) -> None:
         """Read the experts."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]

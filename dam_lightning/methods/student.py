@@ -28,7 +28,7 @@ class InnerBatch(NamedTuple):
 
     Attributes:
         indices: (N,) int64 into the pool of synthetic images, on the device of the images.
-        augmentation: of each image, (1, N, ...), or None.
+        augmentation: of each image, (N, ...), or None.
     """
 
     indices: Tensor
@@ -38,7 +38,7 @@ class InnerBatch(NamedTuple):
         """The images of this batch, (N, C, H, W), as the student sees them."""
         if self.augmentation is None:
             return images
-        return augment(images.unsqueeze(0), self.augmentation).squeeze(0)
+        return augment(images, self.augmentation)
 
     def split(self, size: int) -> Iterator["InnerBatch"]:
         """The same batch in pieces of at most ``size`` images."""
@@ -46,7 +46,7 @@ class InnerBatch(NamedTuple):
             part = slice(start, start + size)
             drawn = self.augmentation
             if drawn is not None:
-                drawn = AugmentationParameters(*(tensor[:, part] for tensor in drawn))
+                drawn = AugmentationParameters(*(tensor[part] for tensor in drawn))
             yield InnerBatch(self.indices[part], drawn)
 
 
@@ -75,17 +75,26 @@ def inner_batches(
     while len(chosen) < steps:
         order = torch.from_numpy(generator.permutation(pool_size))
         chosen += torch.split(order, batch_size)
+    sizes = [len(indices) for indices in chosen[:steps]]
+    # One copy to the device for all batches.
+    indices = torch.split(torch.cat(chosen[:steps]).to(like.device, non_blocking=True), sizes)
+    if not operations:
+        return [InnerBatch(batch, None) for batch in indices]
+    drawn_operations, uniforms = [], []
+    for size in sizes:
+        drawn_operations.append(int(generator.choice(operations)))
+        uniforms.append(torch.from_numpy(generator.random((size, 3))))
     height, width = like.shape[-2:]
-    batches = []
-    for indices in chosen[:steps]:
-        drawn = None
-        if operations:
-            operation = torch.tensor([int(generator.choice(operations))])
-            uniforms = torch.from_numpy(generator.random((1, len(indices), 3)))
-            drawn = augmentation_parameters(operation, uniforms, (height, width))
-            drawn = drawn.to(like, non_blocking=True)
-        batches.append(InnerBatch(indices.to(like.device, non_blocking=True), drawn))
-    return batches
+    parameters = augmentation_parameters(
+        torch.tensor(drawn_operations).repeat_interleave(torch.tensor(sizes)),
+        torch.cat(uniforms),
+        (height, width),
+    ).to(like, non_blocking=True)
+    split = zip(*(torch.split(tensor, sizes) for tensor in parameters), strict=True)
+    return [
+        InnerBatch(batch, AugmentationParameters(*drawn))
+        for batch, drawn in zip(indices, split, strict=True)
+    ]
 
 
 class StudentResult(NamedTuple):
