@@ -322,10 +322,10 @@ class MTT(Condenser):
         """How the condensed images are evaluated: with the step size that was learned for them."""
         if self._rate_is_given:
             return super().recipe
-        return replace(super().recipe, lr=float(self.step_size))
+        return replace(super().recipe, lr=float(self.step_size.detach()))
 
     def condensed_set(self) -> CondensedSet:
         """As of `Condenser`, with the step size."""
         made = super().condensed_set()
-        made.metadata["step_size"] = float(self.step_size)
+        made.metadata["step_size"] = float(self.step_size.detach())
         return made
