@@ -19,7 +19,8 @@ __all__ = ["FinalEvaluation"]
 class FinalEvaluation(Callback):
     """Evaluates what a fit condensed, beside as many random real images, and prints both.
 
-    Everything is trained by the module's recipe. The result chooses nothing.
+    Condensed images are trained on by the module's recipe, random real ones by its protocol, which
+    is the same unless the method learned a step size for its images. The result chooses nothing.
 
     Args:
         random: whether to evaluate random real images too, drawn anew for each network.
@@ -47,22 +48,22 @@ class FinalEvaluation(Callback):
             key = (pl_module.seed, "evaluation/random", number)
             return random_images(data, pl_module.ipc, *key).to(device), pl_module.labels
 
-        sets = {pl_module.label: pl_module.training_set}
+        sets = {pl_module.label: (pl_module.training_set, pl_module.recipe)}
         if self.random:
-            sets["random real images"] = random_set
+            sets["random real images"] = (random_set, pl_module.protocol)
         rows = {}
-        for name, training_set in sets.items():
-            rank_zero_info(f"Training {pl_module.recipe.num_networks} networks on {name}")
+        for name, (training_set, recipe) in sets.items():
+            rank_zero_info(f"Training {recipe.num_networks} networks on {name}")
             rows[name] = evaluate(
                 training_set,
                 data.test_dataloader(),
                 data.num_classes,
                 len(data.domain_names),
-                pl_module.recipe,
+                recipe,
                 pl_module.seed,
             )
         if trainer.is_global_zero:
-            recipe = pl_module.recipe
+            recipe = pl_module.protocol
             title = (
                 f"{type(data).__name__}, {pl_module.ipc} image(s) per class, "
                 f"{recipe.num_networks} {recipe.backbone}s of {recipe.epochs} epochs"

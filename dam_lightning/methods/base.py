@@ -170,7 +170,7 @@ class Condenser(EvaluatingModule):
         self.max_value = max_value
         self.max_skipped = max_skipped
         self._guard = StepGuard(max_loss)
-        self._loss: Tensor
+        self._loss: Tensor | None = None
         inherited: dict[str, Any] = {
             "backbone": backbone,
             "backbone_args": self.backbone_args,
@@ -405,19 +405,43 @@ class Condenser(EvaluatingModule):
         return guarded_sgd(self.parameter_groups(), self.momentum)
 
     def on_train_start(self) -> None:
-        """Let step sizes that were changed on resuming win over the optimiser's saved ones."""
+        """Let step sizes that were changed on resuming win over the optimiser's saved ones.
+
+        Raises:
+            MisconfigurationException: if no step could be made, because images begin beyond
+                ``max_value``.
+        """
+        largest = float(self.images.detach().abs().max())
+        if not largest <= self.max_value:
+            raise MisconfigurationException(
+                f"the images begin with values up to {largest:.4g}, beyond max_value "
+                f"{self.max_value}: raise it"
+            )
         groups = self.trainer.optimizers[0].param_groups
         for group, configured in zip(groups, self.parameter_groups(), strict=True):
             given = {name: value for name, value in configured.items() if name != "params"}
             group.update(given, momentum=self.momentum)
+        self._guard.reset()
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Keep the loss for `on_before_optimizer_step`."""
+        """Keep the loss for `configure_gradient_clipping`."""
         self._loss = loss.detach()
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """See whether the update may be made, without waiting for the device."""
-        loss = self._loss
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, then see whether the update may be made, without waiting for the device.
+
+        Lightning's last hook before the update, whether gradients are to be clipped or not.
+        """
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        loss, self._loss = self._loss, None
+        if loss is None:
+            # The step has none: Lightning's way for a subclass to pass over it.
+            return
         if self._rank_and_world_size[1] > 1:
             # All processes must decide alike; each has its share, times their number.
             reduced = self.trainer.strategy.reduce(loss, reduce_op="mean")
@@ -438,14 +462,21 @@ class Condenser(EvaluatingModule):
     def _check_guard(self) -> None:
         path = run_folder(self.trainer) / "condensed.safetensors"
         try:
-            self._guard.check(self.max_skipped, self.knobs(), str(path))
+            remedies = [f"a smaller {name} (now {value})" for name, value in self.knobs().items()]
+            remedies += ["init: real"] if self.init == "noise" else []
+            self._guard.check(self.max_skipped, remedies, str(path))
         except DivergenceError:
             self._save_condensed()
+            # The process that ends first takes the others with it.
+            self.trainer.strategy.barrier("diverged")
             raise
 
     def knobs(self) -> dict[str, Any]:
         """Arguments that may make a diverging run converge, with their values."""
-        return {"lr_images": self.lr_images}
+        knobs = {"lr_images": self.lr_images}
+        if self.dam is not None and self.dam.weight > 0:
+            knobs["lr_masks"] = self.lr_masks
+        return knobs
 
     def on_validation_start(self) -> None:
         """Train the networks that are to be tested, if there is anything to train them on."""
@@ -572,9 +603,14 @@ class Condenser(EvaluatingModule):
     # For evaluation.
 
     @property
-    def recipe(self) -> Recipe:
-        """How ``test`` evaluates."""
+    def protocol(self) -> Recipe:
+        """How images are evaluated of which nothing was learned but what they show."""
         return self._recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the condensed images are evaluated: by the `protocol`, or as a method learned to."""
+        return self.protocol
 
     def training_set(self, number: int) -> tuple[Tensor, Tensor]:
         """The synthetic images and their labels, the same for every network."""

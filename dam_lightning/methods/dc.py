@@ -280,7 +280,10 @@ class DC(Condenser):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the networks, in the middle of an outer loop, where nothing else tells them."""
         super().on_save_checkpoint(checkpoint)
-        if self._networks and (self._networks_step + 1) % self.outer_loop:
+        if self._loaded is not None:
+            # Saved again before a step was made.
+            checkpoint["condenser"]["networks"] = self._loaded
+        elif self._networks and (self._networks_step + 1) % self.outer_loop:
             saved: dict[str, Any] = {"step": self._networks_step}
             for branch, inner in self._networks.items():
                 saved[branch] = [inner.vector, *inner.network.module.buffers()]
@@ -289,19 +292,26 @@ class DC(Condenser):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """In addition, take the networks of a checkpoint from the middle of an outer loop."""
         super().on_load_checkpoint(checkpoint)
+        self._networks, self._networks_step = {}, -1
         self._loaded = checkpoint["condenser"].get("networks")
 
     def _restored(self, iteration: int, loaded: dict[str, Any]) -> dict[Branch, _Inner]:
         """The networks of a checkpoint."""
         self._networks_step = loaded["step"]
+        until = f"until step {(iteration + 1) * self.outer_loop}, where the next outer loop begins"
         networks = self._fresh(iteration)
         for branch, inner in networks.items():
             if branch not in loaded:
                 raise MisconfigurationException(
-                    "the checkpoint was made without DAM in the middle of an outer loop, and has "
-                    "no network for its domain loss; go on without DAM (dam: null)"
+                    "the checkpoint was made with dam.weight 0 in the middle of an outer loop, and "
+                    f"has no network for the domain loss; go on with weight 0 {until}"
                 )
             vector, *buffers = loaded[branch]
+            if vector.shape != inner.vector.shape:
+                raise MisconfigurationException(
+                    "the checkpoint was made with another domain_outputs in the middle of an outer "
+                    f"loop; go on with that {until}"
+                )
             for ours, theirs in zip(inner.network.module.buffers(), buffers, strict=True):
                 ours.copy_(theirs)
             networks[branch] = inner._replace(vector=vector.to(inner.vector))

@@ -46,17 +46,34 @@ class _Recomputed(torch.autograd.Function):
         ctx.function = function
         device = tensor.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.generators = [generator.get_state() for generator in _generators(tensor.device)]
         ctx.save_for_backward(tensor)
         return function(tensor)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
         device, dtype, enabled = ctx.autocast
+        (tensor,) = ctx.saved_tensors
+        generators = _generators(tensor.device)
+        before = [generator.get_state() for generator in generators]
+        _set_states(generators, ctx.generators)
         # Backward of another device runs in a thread of its own, which knows of no autocast.
         with torch.enable_grad(), torch.autocast(device, dtype, enabled):
-            tensor = ctx.saved_tensors[0].detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(ctx.function(tensor), tensor, upstream)
+            leaf = tensor.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(ctx.function(leaf), leaf, upstream)
+        _set_states(generators, before)
         return None, gradient
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """The global generators that work on ``device`` may draw from, for dropout."""
+    on_device = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
+    return [torch.default_generator, *on_device]
+
+
+def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 def recomputed(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
@@ -66,8 +83,8 @@ def recomputed(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     together with the hooks of that.
 
     Args:
-        function: deterministic; differentiable in its argument, which is its only input with a
-            gradient.
+        function: deterministic but for draws from PyTorch's global generators, which are repeated;
+            differentiable in its argument, which is its only input with a gradient.
         tensor: of any shape.
     """
     if not (torch.is_grad_enabled() and tensor.requires_grad):

@@ -75,4 +75,6 @@ class InnerTraining:
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         parameter.sub_(gradient, alpha=self._lr)
+                # Autocast may keep casts of the parameters, which know of no update in place.
+                torch.clear_autocast_cache()
         return torch.cat([parameter.detach().flatten() for parameter in parameters])

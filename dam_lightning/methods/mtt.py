@@ -321,8 +321,8 @@ class MTT(Condenser):
     def recipe(self) -> Recipe:
         """How the condensed images are evaluated: with the step size that was learned for them."""
         if self._rate_is_given:
-            return super().recipe
-        return replace(super().recipe, lr=float(self.step_size.detach()))
+            return self.protocol
+        return replace(self.protocol, lr=float(self.step_size.detach()))
 
     def condensed_set(self) -> CondensedSet:
         """As of `Condenser`, with the step size."""

@@ -14,7 +14,7 @@ __all__ = ["DivergenceError", "StepGuard", "guarded_sgd"]
 
 _REASONS = (
     "the loss is not finite",
-    "a gradient is not finite",
+    "a gradient, or an update by it, is not finite",
     "the loss is above max_loss",
     "images would go beyond max_value",
     "a step size would fall to 0 or below",
@@ -35,6 +35,11 @@ class StepGuard(nn.Module):
 
     Args:
         max_loss: above this a loss counts as exploding; None: no loss does.
+
+    Attributes:
+        in_a_row: buffer, steps up to the last in which something was found, scalar int64.
+        longest: buffer, the most of them in a row, scalar int64.
+        counts: buffer, (R,) int64, the steps in which each of the R reasons was found.
     """
 
     in_a_row: Tensor
@@ -51,33 +56,45 @@ class StepGuard(nn.Module):
             "counts", torch.zeros(len(_REASONS), dtype=torch.int64), persistent=False
         )
 
+    def reset(self) -> None:
+        """Forget what was counted, for another run."""
+        for counter in (self.in_a_row, self.longest, self.counts):
+            counter.zero_()
+
     @torch.no_grad()
     def inspect(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         """Decide on the update that ``optimizer`` is about to make.
 
         Args:
-            optimizer: a fused SGD with its gradients, after they were reduced over processes.
+            optimizer: from `guarded_sgd`, with its gradients as they will be used: after they were
+                reduced over processes and clipped.
             loss: the scalar loss over all processes.
         """
         held = torch.zeros((), dtype=torch.bool, device=loss.device)
         too_far, finite = held, ~held
+        positive = []
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                finite = finite & parameter.grad.isfinite().all()
-                updated = _updated(optimizer, group, parameter)
+                momentum = _momentum(optimizer, group, parameter)
+                updated = _updated(group, parameter, momentum)
+                finite = finite & updated.isfinite().all()
                 if group.get("limit") is not None:
                     too_far = too_far | (updated.abs() > group["limit"]).any()
                 if group.get("positive"):
                     falls = updated <= 0
                     held = held | falls.any()
-                    # With this gradient SGD's new momentum is exactly zero.
-                    still = -group["momentum"] * _momentum(optimizer, parameter)
-                    parameter.grad.copy_(torch.where(falls, still, parameter.grad))
+                    positive.append((parameter.grad, momentum, falls))
         above = torch.zeros_like(held) if self._max_loss is None else loss > self._max_loss
-        found = torch.stack([~loss.isfinite(), ~finite, above, too_far, held])
-        optimizer.found_inf = found[:-1].any().float()  # type: ignore[attr-defined]
+        spoilt = torch.stack([~loss.isfinite(), ~finite, above, too_far])
+        left_out = spoilt.any()
+        for gradient, momentum, falls in positive:
+            gradient.masked_fill_(falls, 0)
+            if momentum is not None:
+                momentum.masked_fill_(falls & ~left_out, 0)
+        optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]
+        found = torch.cat([spoilt, held.unsqueeze(0)])
         self.counts += found
         self.in_a_row.copy_(torch.where(found.any(), self.in_a_row + 1, 0))
         self.longest.copy_(torch.maximum(self.longest, self.in_a_row))
@@ -87,38 +104,46 @@ class StepGuard(nn.Module):
         counts = self.counts.tolist()
         return {name: count for name, count in zip(_REASONS, counts, strict=True) if count}
 
-    def check(self, limit: int, knobs: Mapping[str, Any], kept: str) -> None:
+    def check(self, limit: int, remedies: Sequence[str], kept: str) -> None:
         """Stop a run that leads nowhere. Waits for the device.
 
         Args:
-            limit: steps in a row that may be left out.
-            knobs: arguments to try other values of, with their values.
-            kept: where the images are that were there before.
+            limit: so many steps in a row are too many.
+            remedies: what to try, such as ``"a smaller lr (now 1.0)"``.
+            kept: where the last good images are.
 
         Raises:
-            DivergenceError: more were.
+            DivergenceError: there were so many.
         """
         if int(self.longest) < limit:
             return
         found = "; ".join(f"{name}: {count} times" for name, count in self.left_out().items())
-        listed = ", ".join(f"{name} (now {value})" for name, value in knobs.items())
         raise DivergenceError(
-            f"{int(self.longest)} steps in a row were left out ({found}). Try smaller values of "
-            f"{listed}, or init: real. The images as they were before these steps are in {kept}"
+            f"in {int(self.longest)} steps in a row an update had to be left out ({found}). Try "
+            f"{', or '.join(remedies)}. The last good images are in {kept}"
         )
 
 
-def _momentum(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
-    buffer: Tensor | None = optimizer.state[parameter].get("momentum_buffer")
-    return torch.zeros_like(parameter) if buffer is None else buffer
-
-
-def _updated(
+def _momentum(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter
-) -> Tensor:
+) -> Tensor | None:
+    """A parameter's momentum, None where there is none."""
+    if not group["momentum"]:
+        return None
+    state = optimizer.state[parameter]
+    if state.get("momentum_buffer") is None:
+        # The first step would make it, and leave whatever is in its memory where it is left out.
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    buffer: Tensor = state["momentum_buffer"]
+    return buffer
+
+
+def _updated(group: Mapping[str, Any], parameter: nn.Parameter, momentum: Tensor | None) -> Tensor:
     """What SGD would make of a parameter."""
-    assert parameter.grad is not None
-    step = group["momentum"] * _momentum(optimizer, parameter) + parameter.grad
+    step = parameter.grad
+    assert step is not None
+    if momentum is not None:
+        step = group["momentum"] * momentum + step
     updated: Tensor = parameter - group["lr"] * step
     return updated
 
@@ -131,10 +156,7 @@ def guarded_sgd(groups: Sequence[dict[str, Any]], momentum: float) -> torch.opti
         momentum: of all groups.
     """
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
-    if momentum:
-        # Made by the first step otherwise, which leaves them unset when it is left out.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    # It could unscale gradients of 16-bit floats, for which Lightning refuses to clip them; there
+    # are none here.
+    optimizer._step_supports_amp_scaling = False
     return optimizer

@@ -10,7 +10,12 @@ _SHARDED = ("fsdp", "deepspeed", "modelparallel")
 
 
 def check_trainer_options(
-    precision: object, strategy: object, accumulate_grad_batches: int, max_steps: int
+    precision: object,
+    strategy: object,
+    accumulate_grad_batches: int,
+    max_steps: int,
+    max_epochs: int | None = None,
+    limit_train_batches: float | None = None,
 ) -> None:
     """Refuse settings that would change the method, or cannot work with it.
 
@@ -19,6 +24,8 @@ def check_trainer_options(
         strategy: a strategy, or its name.
         accumulate_grad_batches: as the Trainer takes it.
         max_steps: as the Trainer takes it; -1 for no limit.
+        max_epochs: as ``max_steps``; an epoch is ``steps_per_epoch`` of the data module.
+        limit_train_batches: as the Trainer takes it; a share of an epoch, or a number of steps.
 
     Raises:
         MisconfigurationException: naming the setting, the reason and the remedy.
@@ -27,6 +34,13 @@ def check_trainer_options(
         raise MisconfigurationException(
             f"max_steps must be at least 1, got {max_steps}: it is the number of image updates"
         )
+    # With these two Lightning ends the fit before it begins, as if all were well.
+    for name, value in (("max_epochs", max_epochs), ("limit_train_batches", limit_train_batches)):
+        if value == 0:
+            raise MisconfigurationException(
+                f"{name} must not be 0: nothing would be condensed; leave it out, max_steps is the "
+                "number of image updates"
+            )
     if accumulate_grad_batches != 1:
         raise MisconfigurationException(
             f"accumulate_grad_batches must be 1, got {accumulate_grad_batches}: a step is one "

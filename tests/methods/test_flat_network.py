@@ -1,0 +1,209 @@
+"""A network as a function of a vector: the same scores and gradients as the network itself."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dam_lightning.backbones import ConvNet, build_backbone
+from dam_lightning.methods.flat_network import FlatNetwork
+from dam_lightning.methods.inner_training import InnerTraining
+
+SHAPE = (2, 4, 4)
+
+
+def module(norm: str = "instancenorm", seed: int = 0) -> nn.Module:
+    options = {"width": 4, "depth": 1, "norm": norm, "activation": "swish"}
+    return build_backbone("ConvNet", SHAPE, 3, options, seed=seed).double()
+
+
+def pictures(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def autograd(network: nn.Module, images: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
+    """Gradients of the network as it is, of the weighted cross entropy."""
+    network.requires_grad_(True)
+    losses = F.cross_entropy(network(images), labels, reduction="none")
+    found = torch.autograd.grad((losses * weights).sum(), list(network.parameters()))
+    return list(found)
+
+
+def test_the_vector_is_the_parameters_in_their_order() -> None:
+    plain = module()
+    flat = FlatNetwork(module())
+    parameters = [parameter.detach() for parameter in plain.parameters()]
+    vector = flat.initial()
+    assert vector.shape == (flat.size,)
+    assert flat.size == sum(parameter.numel() for parameter in parameters)
+    assert not vector.requires_grad
+    assert torch.equal(vector, torch.cat([parameter.flatten() for parameter in parameters]))
+    for ours, theirs in zip(flat.split(vector), parameters, strict=True):
+        assert torch.equal(ours, theirs)
+    # A beginning only: training elsewhere must not reach into the module.
+    before = vector.clone()
+    vector += 1
+    assert torch.equal(flat.initial(), before)
+
+
+def test_a_network_of_one_parameter_is_copied_too() -> None:
+    flat = FlatNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)))
+    vector = flat.initial()
+    before = vector.clone()
+    vector += 1
+    assert torch.equal(flat.initial(), before)
+
+
+def test_scores_are_those_of_the_given_parameters() -> None:
+    own, other = module(seed=0), module(seed=1)
+    flat = FlatNetwork(own)
+    images = pictures(5, *SHAPE)
+    vector = torch.cat([parameter.detach().flatten() for parameter in other.parameters()])
+    before = flat.initial()
+    assert torch.equal(flat.scores(flat.split(vector), images), other(images))
+    assert not torch.equal(flat.scores(flat.split(before), images), other(images))
+    assert torch.equal(flat.initial(), before)
+
+
+def test_it_is_no_module_and_its_network_is_not_trained() -> None:
+    flat = FlatNetwork(module())
+    assert not isinstance(flat, nn.Module)
+    assert not any(parameter.requires_grad for parameter in flat.module.parameters())
+    assert flat.batch_norms == []
+    norms = FlatNetwork(module("batchnorm")).batch_norms
+    assert [type(norm) for norm in norms] == [nn.BatchNorm2d]
+
+
+def test_buffers_are_updated() -> None:
+    own, plain = module("batchnorm"), module("batchnorm")
+    flat = FlatNetwork(own)
+    images = pictures(5, *SHAPE)
+    flat.scores(flat.split(flat.initial()), images)
+    plain(images)
+    for ours, theirs in zip(own.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert int(own.state_dict()["blocks.1.num_batches_tracked"]) == 1
+
+
+def test_loss_is_the_weighted_cross_entropy() -> None:
+    flat = FlatNetwork(module())
+    parameters = flat.split(flat.initial())
+    images, labels = pictures(4, *SHAPE), torch.tensor([0, 2, 1, 2])
+    weights = torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=torch.float64)
+    each = [float(flat.loss(parameters, images[i : i + 1], labels[i : i + 1])) for i in range(4)]
+    assert float(flat.loss(parameters, images, labels)) == pytest.approx(sum(each) / 4)
+    weighted = 0.5 * each[0] + 0.25 * each[1] + 0.25 * each[2]
+    assert float(flat.loss(parameters, images, labels, weights)) == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("norm", ["instancenorm", "batchnorm"])
+def test_gradients_are_those_of_each_group(groups: int, norm: str) -> None:
+    """Rows of weight 0 are padding and count for nothing."""
+    plain, flat = module(norm), FlatNetwork(module(norm))
+    if norm == "batchnorm":
+        plain.eval()
+        flat.module.eval()
+    images = pictures(groups, 5, *SHAPE)
+    labels = torch.arange(groups * 5).reshape(groups, 5) % 3
+    weights = pictures(groups, 5, seed=1).abs()
+    weights[-1, 3:] = 0
+    found = flat.gradients(flat.split(flat.initial()), images, labels, weights)
+    parameters = list(plain.parameters())
+    assert [f.shape for f in found] == [(groups, *p.shape) for p in parameters]
+    for group in range(groups):
+        count = 3 if group == groups - 1 else 5
+        expected = autograd(
+            plain, images[group, :count], labels[group, :count], weights[group, :count]
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours[group], theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_can_be_differentiated_once_more(groups: int) -> None:
+    flat = FlatNetwork(module())
+    images = pictures(groups, 2, *SHAPE)
+    labels = torch.tensor([[0, 1], [2, 2]])[:groups]
+    weights = torch.full((groups, 2), 0.5, dtype=torch.float64)
+
+    def squares(images: Tensor) -> Tensor:
+        found = flat.gradients(flat.split(flat.initial()), images, labels, weights)
+        return torch.stack([tensor.square().sum() for tensor in found]).sum()
+
+    assert torch.autograd.gradcheck(squares, images.requires_grad_())
+
+
+def test_gradient_of_the_whole_vector() -> None:
+    flat = FlatNetwork(module())
+    images, labels = pictures(4, *SHAPE), torch.tensor([0, 2, 1, 2])
+    vector = flat.initial() + 0.1
+    for weights in (None, pictures(4, seed=1).abs()):
+        given = torch.full((4,), 0.25, dtype=torch.float64) if weights is None else weights
+        parts = flat.gradients(flat.split(vector), images[None], labels[None], given[None])
+        found = flat.vector_gradient(vector, images, labels, weights)
+        expected = torch.cat([part.flatten() for part in parts])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_parameters_require_nothing_of_the_caller() -> None:
+    """A gradient arrives at the vector that the parameters were split from."""
+    flat = FlatNetwork(module())
+    vector = flat.initial().requires_grad_()
+    images, labels = pictures(4, *SHAPE), torch.tensor([0, 2, 1, 2])
+    (found,) = torch.autograd.grad(flat.loss(flat.split(vector), images, labels), vector)
+    torch.testing.assert_close(
+        found, flat.vector_gradient(vector.detach(), images, labels), rtol=0, atol=1e-12
+    )
+
+
+# Training.
+
+
+def train(flat: FlatNetwork, epochs: int = 3, **options: Any) -> Tensor:
+    training = InnerTraining(epochs, 0.2, 4, options.get("operations", ()), seed=5)
+    dtype = options.get("dtype", torch.float64)
+    images, labels = pictures(6, *SHAPE).to(dtype), torch.tensor([0, 0, 1, 1, 2, 2])
+    vector = flat.initial().to(dtype)
+    return training.train(flat, vector, images, labels, "inner/class", 7)
+
+
+def test_training_returns_a_vector_and_changes_nothing_it_was_given() -> None:
+    flat = FlatNetwork(module())
+    before = flat.initial()
+    trained = train(flat)
+    assert trained.shape == before.shape
+    assert trained.grad_fn is None
+    assert not trained.requires_grad
+    assert not torch.equal(trained, before)
+    assert torch.equal(flat.initial(), before)
+    assert torch.equal(train(flat, epochs=0), before)
+    assert torch.equal(train(flat), trained)
+
+
+def test_training_lowers_the_loss() -> None:
+    flat = FlatNetwork(module())
+    images, labels = pictures(6, *SHAPE), torch.tensor([0, 0, 1, 1, 2, 2])
+    losses = [
+        float(flat.loss(flat.split(vector), images, labels))
+        for vector in (flat.initial(), train(flat, 20))
+    ]
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_training_within_autocast_sees_its_own_updates() -> None:
+    """Autocast keeps casts of parameters, which would hide that they were changed in place."""
+    flat = FlatNetwork(module().float())
+    start = flat.initial()
+    exact = train(flat, 10, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+        rounded = train(flat, 10, dtype=torch.float32)
+    assert rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).norm() < 0.1 * (exact - start).norm()
+
+
+def test_convnet_is_what_was_tested() -> None:
+    assert isinstance(module(), ConvNet)
