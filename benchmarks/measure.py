@@ -1,5 +1,6 @@
 """How contenders are measured: time in turns, memory each by itself, and only if they agree."""
 
+import ctypes
 import gc
 import logging
 import multiprocessing
@@ -7,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -118,6 +120,10 @@ def _resident_peak(task: str, name: str, case: Case, threads: int) -> int:
     torch.set_num_threads(threads)
     contender = TASKS[task].entries[name].make(case, torch.device("cpu"))
     gc.collect()
+    # Memory that the preparations freed but the allocator keeps, which is much of it with the
+    # MALLOC_ variables, would count as held before and then be used again. Not all systems have it.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     # Forgets the peak of the preparations.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")

@@ -158,6 +158,8 @@ def _check_trainer_config(config: Any) -> None:
         config["strategy"],
         config["accumulate_grad_batches"],
         config["max_steps"],
+        config["max_epochs"],
+        config["limit_train_batches"],
     )
     limits = (config["max_steps"], config["max_epochs"] or -1)
     ends = config["max_time"] or config["fast_dev_run"]

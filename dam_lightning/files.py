@@ -1,14 +1,19 @@
 """Where a run leaves its files, and how files are written so that none is ever half there."""
 
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning import Trainer
 
 __all__ = ["check_writable", "is_rehearsal", "run_folder", "written_beside"]
+
+_LEFTOVER_AGE = 24 * 60 * 60
+"""Seconds after which no process is still writing a temporary file."""
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -44,10 +49,12 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the folder of ``path`` that takes its place when the block succeeds.
 
     The folder is made where it is missing. Two processes that write the same file do not meet: each
-    has a temporary file of its own, and the last to finish stays. After an error nothing is left.
+    has a temporary file of its own, and the last to finish stays. After an error nothing is left;
+    what killed processes left is removed a day later, by the next to write the same file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     beside = Path(name)
@@ -61,3 +68,15 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that were killed have left of this file."""
+    # As tempfile names them.
+    leftover = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}")
+    for path in target.parent.iterdir():
+        if leftover.fullmatch(path.name):
+            # Another process may remove it too, or it may be another user's.
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - _LEFTOVER_AGE:
+                    path.unlink()

@@ -147,6 +147,7 @@ def test_they_condense(
     assert condensed.metadata["steps"] == 2
     model = condensed.metadata["config"]["model"]
     assert (model["momentum"], model["init"]) == (0.5, "noise")
+    assert method == "mtt" or model["lr_images"] == {"dm": 1.0, "dc": 0.1}[method]
     # All are tested by the protocol of DM, which augments.
     recipe = condensed.metadata["recipe"]
     assert recipe["augmentation"] == (

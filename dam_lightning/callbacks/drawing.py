@@ -51,7 +51,7 @@ def condensed_picture(pixels: Tensor, labels: Tensor) -> Image.Image:
     ]
     grid = make_grid(tiles, nrow=len(columns), padding=2, pad_value=1)
     picture: Image.Image = to_pil_image(grid)
-    zoom = max(1, side // pixels.shape[-1]) if len(columns) <= 20 else 1
+    zoom = max(1, side // max(pixels.shape[-2:])) if len(columns) <= 20 else 1
     return picture.resize((picture.width * zoom, picture.height * zoom), resample=0)
 
 

@@ -165,12 +165,17 @@ class ResidentDataModule(LightningDataModule, ABC):
                 images. Repeated calls do nothing.
 
         Raises:
-            ValueError: a class has no training images, there are no validation images where they
-                are needed, or images are too large to be whitened.
+            ValueError: a split or a class of the training split has no images, there are no
+                validation images where they are needed, or images are too large to be whitened.
         """
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if self._device is None:
             splits = self.load_splits()
+            empty = [name for name, images in splits.items() if len(images) == 0]
+            if empty:
+                raise ValueError(
+                    f"the {empty[0]} split of {type(self).__name__} has no images: add some"
+                )
             self.train, self.test = splits["train"], splits["test"]
             self._set_validation(splits.get("val"))
             self.class_names = list(self.class_names)

@@ -1,6 +1,8 @@
 """CIFAR-10, through torchvision."""
 
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor
+from torchvision.datasets.utils import check_integrity
 
 from dam_lightning.data.base import ResidentDataModule
 from dam_lightning.data.resident import (
@@ -29,7 +32,8 @@ class CIFAR10(ResidentDataModule):
 
     Args:
         root: the folder ``cifar-10-batches-py``, or the folder that holds it.
-        download: fetch the 163 MiB where they are not there yet.
+        download: fetch the 163 MiB where they are not there yet. They are unpacked beside and then
+            moved into place, so that several processes may do it at once.
         options: the arguments of :class:`~dam_lightning.data.base.ResidentDataModule`.
     """
 
@@ -81,11 +85,13 @@ class CIFAR10(ResidentDataModule):
     def _build(self) -> None:
         check_writable(self.cache_dir, "cache_dir")
         try:
-            # Looks at the checksums before it reads anything.
-            parts = {
-                "train": _original(str(self.root), train=True, download=self.download),
-                "test": _original(str(self.root), train=False),
-            }
+            try:
+                parts = self._read()
+            except (OSError, RuntimeError):
+                if not self.download:
+                    raise
+                _fetch(self.root)
+                parts = self._read()
         except (OSError, RuntimeError) as error:  # what torchvision raises
             raise FileNotFoundError(
                 f"No intact CIFAR-10 in {self.root / _original.base_folder} ({error}). Give as "
@@ -95,6 +101,38 @@ class CIFAR10(ResidentDataModule):
         splits = {name: _as_split(name, part) for name, part in parts.items()}
         fingerprint = content_fingerprint(splits["train"], self.class_names)
         write_splits(self._cache_file, splits, {"fingerprint": fingerprint})
+
+    def _read(self) -> dict[str, torchvision.datasets.CIFAR10]:
+        # Looks at the checksums before it reads anything.
+        return {
+            "train": _original(str(self.root), train=True),
+            "test": _original(str(self.root), train=False),
+        }
+
+
+def _fetch(root: Path) -> None:
+    """Download the files into a folder of its own, and move them into place one by one.
+
+    Two processes that do it at once put the same files there. After an error nothing is left.
+    """
+    made = [path for path in (root, *root.absolute().parents) if not path.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as beside:
+            archive = root / _original.filename
+            if check_integrity(str(archive), _original.tgz_md5):
+                (Path(beside) / archive.name).symlink_to(archive.absolute())
+            _original(beside, download=True)
+            place = root / _original.base_folder
+            place.mkdir(exist_ok=True)
+            for file in (Path(beside) / place.name).iterdir():
+                file.replace(place / file.name)
+    except BaseException:
+        for folder in made:
+            # Not those that others have put something into.
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _as_split(name: str, source: torchvision.datasets.CIFAR10) -> Split:

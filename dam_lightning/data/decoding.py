@@ -1,5 +1,6 @@
 """Image files to uint8 pixels: decoded in parallel, brought to RGB and to one size."""
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +21,18 @@ __all__ = ["ListedFile", "Resize", "decode", "read_image"]
 
 Resize = Literal["squash", "crop"]
 """How an image becomes a square: squeezed whole, or its middle cut out."""
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets an image upright, by its orientation tag (EXIF 2.3, section 4.6.4)."""
 
 _NAMED = 5
 """Unreadable images that a message names; the others it counts."""
@@ -42,12 +55,19 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         OSError: the file is no image, or damaged.
-        ValueError: its pixels are floating-point numbers, whose range is not known.
+        ValueError: its pixels are floating-point numbers or 32-bit integers, whose range is not
+            known.
+        Exception: whatever else a damaged file makes Pillow raise.
     """
     with Image.open(path) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened)
+        opened.load()
+        # ImageOps.exif_transpose would also write the tags anew, which odd ones do not survive.
+        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
+        image: Image.Image = opened.copy() if turn is None else opened.transpose(turn)
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")
+        raise ValueError("its pixels are floating-point numbers, whose range is not known")
+    if image.mode == "I" and opened.format == "TIFF":
+        raise ValueError("its pixels are 32-bit integers, whose range is not known")
     if image.mode.startswith("I"):
         # Pillow would cut off everything above 255.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
@@ -80,7 +100,8 @@ def decode(
         The splits, with (N, 3, image_size, image_size) images on the CPU.
 
     Raises:
-        ValueError: files cannot be read as images; names some of them and counts all.
+        ValueError: files cannot be read as images; names some of them and counts all. Or there is
+            no memory for images of this size.
     """
     decoded: dict[str, Split] = {}
     unreadable: dict[str, str] = {}
@@ -89,7 +110,7 @@ def decode(
     with ThreadPoolExecutor() as pool, _progress() as progress:
         task = progress.add_task("", total=count)
         for name, files in splits.items():
-            pixels = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
+            pixels = _room(len(files), image_size)
             paths = [root / file.path for file in files]
             read = partial(_read_into, size=(image_size, image_size), resize=resize)
             kept = []
@@ -105,19 +126,33 @@ def decode(
     return decoded
 
 
+def _room(count: int, image_size: int) -> NDArray[np.uint8]:
+    """A place for every image."""
+    shape = (count, image_size, image_size, 3)
+    try:
+        return np.empty(shape, dtype=np.uint8)
+    except (MemoryError, ValueError) as error:  # more than there is, more than can be addressed
+        raise ValueError(
+            f"{count} images of {image_size} x {image_size} pixels take "
+            f"{math.prod(shape) / 2**30:.0f} GiB, which this machine does not have: lower "
+            "image_size"
+        ) from error
+
+
 def _read_into(
     path: Path, place: NDArray[np.uint8], size: tuple[int, int], resize: Resize
 ) -> str | None:
     """Fill one image's place, or say why not."""
     try:
         image = read_image(path)
-    # What Pillow raises of damaged files, depending on the format.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return str(error)
-    if resize == "crop":
-        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-    elif image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        if resize == "crop":
+            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+        elif image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+    # There is no telling what Pillow raises of damaged files.
+    except Exception as error:
+        # The path is named anyway.
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
     place[:] = np.asarray(image)
     return None
 

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +24,8 @@ from dam_lightning.files import check_writable
 
 __all__ = ["FolderDataModule", "FolderListing", "is_image"]
 
+_ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jfif")
+
 
 class FolderListing(NamedTuple):
     """The image files of a dataset, before any of them is read."""
@@ -39,7 +42,7 @@ class FolderDataModule(ResidentDataModule):
     """A dataset made of image files, decoded once into a cache file.
 
     A dataset is a subclass that implements :meth:`list_files`. The cache is keyed by the files'
-    paths, sizes and times of modification, so that a changed dataset is decoded again.
+    folder, paths, sizes and times of modification, so that a changed dataset is decoded again.
 
     Args:
         root: the dataset's folder, or the folder that holds it.
@@ -69,6 +72,7 @@ class FolderDataModule(ResidentDataModule):
         self.image_size = image_size
         self.resize: Resize = resize
         self.skip_unreadable = skip_unreadable
+        self._decoded = False
 
     @abstractmethod
     def list_files(self) -> FolderListing:
@@ -86,9 +90,15 @@ class FolderDataModule(ResidentDataModule):
             self._build()
 
     def load_splits(self) -> Mapping[str, Split]:
-        """The decoded splits, from the cache; a damaged or missing cache is built again."""
+        """The decoded splits, from the cache; a damaged or missing cache is built again.
+
+        Raises:
+            ValueError: unreadable images, which were left out, were all of a split or all training
+                images of a class.
+        """
         splits, metadata = load_splits(self._cache_file, self._build)
         self.fingerprint = metadata["fingerprint"]
+        self._check_left_out(splits)
         return splits
 
     @cached_property
@@ -107,11 +117,16 @@ class FolderDataModule(ResidentDataModule):
         digest = blake2b(digest_size=16)
         names = (*self.class_names, *self.domain_names)
         decoding = (self.image_size, self.resize, self.skip_unreadable)
-        digest.update(repr((CACHE_VERSION, *decoding, *names)).encode())
+        # Not only relative paths: two datasets may be alike in all that is looked at.
+        where = str(root.resolve())
+        digest.update(repr((CACHE_VERSION, where, *decoding, *names)).encode())
         for split, files in self._listed.items():
             for file in files:
-                status = (root / file.path).stat()
-                line = (split, *file, status.st_size, status.st_mtime_ns)
+                line: tuple[object, ...] = (split, *file)
+                # What is not there, such as the end of a broken link, is for decode to name.
+                with suppress(OSError):
+                    status = (root / file.path).stat()
+                    line = (*line, status.st_size, status.st_mtime_ns)
                 digest.update(repr(line).encode())
         name = f"{type(self).__name__.lower()}-{self.image_size}px-{digest.hexdigest()}"
         return self.cache_dir / f"{name}.safetensors"
@@ -124,8 +139,28 @@ class FolderDataModule(ResidentDataModule):
         splits = decode(root, listed, self.image_size, self.resize, self.skip_unreadable)
         fingerprint = content_fingerprint(splits["train"], self.class_names)
         write_splits(self._cache_file, splits, {"fingerprint": fingerprint})
+        self._decoded = True
+
+    def _check_left_out(self, splits: Mapping[str, Split]) -> None:
+        """Say what was left out because it cannot be read; refuse to go on without all of it."""
+        listed = self._listed
+        count = sum(len(files) for files in listed.values())
+        lost = count - sum(len(split) for split in splits.values())
+        # Where they were decoded just now they were named too.
+        if lost and not self._decoded:
+            rank_zero_info(f"{lost} of {count} images cannot be read and are left out.")
+        for name, files in listed.items():
+            read = set(splits[name].labels.tolist())
+            gone = sorted({file.label for file in files} - read)
+            if not gone:
+                continue
+            whose = ", ".join(self.class_names[label] for label in gone) if read else "any class"
+            line = f"none of the {name} images of {whose} can be read"
+            if name == "train" or not read:
+                raise ValueError(f"{line}: replace some of them with intact copies")
+            rank_zero_info(f"{line}.")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image, of the formats that torchvision reads."""
-    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+    """Whether a file's name is that of an image, of the formats that are read."""
+    return name.lower().endswith(_ENDINGS) and not name.startswith(".")

@@ -1,9 +1,11 @@
 """Anybody's own images, in folders named for classes, or for domains and classes."""
 
+import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,8 +18,13 @@ __all__ = ["ImageFolder"]
 
 Layout = Literal["domain/class", "class"]
 
-_VALIDATION_FOLDERS = ("val", "valid", "validation")
-_SPLIT_FOLDERS = {"train", "test", *_VALIDATION_FOLDERS}
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
+"""Which split a folder is, by its name in small letters."""
+_TITLES = {"train": "training", "test": "test", "val": "validation"}
 _TEST_SHARE = 0.1
 _EXPECTED = (
     "Expected <class>/<image> or <domain>/<class>/<image>, or folders train and test (and "
@@ -35,8 +42,9 @@ class ImageFolder(FolderDataModule):
         <root>/{train,test,val}/...              either of these, with given splits
 
     Names of classes and domains are those of the folders, sorted. A class may be missing in some
-    domains, which is reported. Without a folder ``test`` a share of each class of each domain is
-    drawn for testing; a folder ``val`` (``valid``, ``validation``) makes the validation part.
+    domains, which is reported. Without a folder ``test`` (``testing``) a share of each class of
+    each domain is drawn for testing; a folder ``val`` (``valid``, ``validation``) makes the
+    validation part. Names of splits may have capitals; ``training`` is ``train`` too.
 
     Args:
         root: the folder.
@@ -75,8 +83,11 @@ class ImageFolder(FolderDataModule):
             raise ValueError("test_list names the test images: leave out test_share, or the list")
         if test_share is not None:
             check_share("test_share", test_share)
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std need 3 values each, std above 0, got {mean} and {std}")
+        finite = all(map(math.isfinite, (*mean, *std)))
+        if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0:
+            raise ValueError(
+                f"mean and std need 3 values each, finite and std above 0, got {mean} and {std}"
+            )
         self.layout = layout
         self.test_list = test_list
         self.test_share = test_share
@@ -87,10 +98,20 @@ class ImageFolder(FolderDataModule):
 
         Raises:
             FileNotFoundError: there are no images, a class has none, or a listed one is missing.
-            ValueError: the layout is neither of the two, or splits are given twice.
+            ValueError: the layout is neither of the two, splits are given twice, or folders named
+                like splits are beside others.
         """
-        parts = self._find_parts()
-        found = {part: _image_paths(folder) for part, folder in parts.items()}
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"There is no folder {self.root}. Give as root one with images")
+        images, others = _walk(self.root)
+        if others:
+            counts = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
+            rank_zero_info(
+                f"{self.root}: {others.total()} files are left out, their names do not end as "
+                f"those of images that are read ({counts}{', ...' if len(others) > 5 else ''})."
+            )
+        parts = self._find_parts(images)
+        found = {part: _below(folder, self.root, images) for part, folder in parts.items()}
         if not found["train"]:
             raise FileNotFoundError(f"No images in {parts['train']}. {_EXPECTED}.")
         layout = self.layout or _find_layout(parts["train"], found["train"])
@@ -98,30 +119,53 @@ class ImageFolder(FolderDataModule):
         files = {part: self._label(parts[part], found[part], layout) for part in parts}
         if "test" not in files:
             files["train"], files["test"] = self._split(files["train"])
+        elif not files["test"]:
+            raise FileNotFoundError(
+                f"There are no test images in {parts['test']}: add some, or remove the folder to "
+                "have a share of the training images drawn"
+            )
         self._check(files)
         return FolderListing(self.root, files["train"], files["test"], files.get("val"))
 
-    def _find_parts(self) -> dict[str, Path]:
+    def _find_parts(self, images: Sequence[str]) -> dict[str, Path]:
         """The folder of each given split; without splits ``train`` is all."""
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"There is no folder {self.root}. Give as root one with images")
-        folders = _visible_folders(self.root)
-        # A folder that is named like a split may be a class: trains, tests.
-        if "train" not in folders or not set(folders) <= _SPLIT_FOLDERS:
+        filled = {path.partition("/")[0] for path in images if "/" in path}
+        named: dict[str, list[str]] = {part: [] for part in _TITLES}
+        for name in _visible_folders(self.root):
+            part = _PARTS.get(name.lower())
+            # Without images, training and test parts are refused later, and no validation is meant.
+            if part is not None and (name in filled or part != "val"):
+                named[part].append(name)
+        likely = {name for names in named.values() for name in names}
+        others = sorted(filled - likely)
+        if not named["train"] or others:
+            # With images right inside they are classes after all: trains, tests.
+            inside = [path for path in images if path.partition("/")[0] in likely]
+            if len(likely) > 1 and not all(path.count("/") == 1 for path in inside):
+                self._refuse_parts(sorted(likely), others)
             return {"train": self.root}
-        parts: dict[str, Path] = {
-            part: self.root / part for part in ("train", "test") if part in folders
-        }
-        if "test" in parts and (self.test_list, self.test_share) != (None, None):
+        for part, names in named.items():
+            if len(names) > 1:
+                raise ValueError(f"{self.root} has several {_TITLES[part]} parts: {_listed(names)}")
+        if named["test"] and (self.test_list, self.test_share) != (None, None):
             raise ValueError(
-                f"{parts['test']} holds the test images: leave out test_list and test_share"
+                f"{self.root / named['test'][0]} holds the test images: leave out test_list and "
+                "test_share"
             )
-        validation = [name for name in _VALIDATION_FOLDERS if name in folders]
-        if len(validation) > 1:
-            raise ValueError(f"{self.root} has several validation parts: {', '.join(validation)}")
-        if validation:
-            parts["val"] = self.root / validation[0]
-        return parts
+        return {part: self.root / names[0] for part, names in named.items() if names}
+
+    def _refuse_parts(self, likely: Sequence[str], others: Sequence[str]) -> NoReturn:
+        """Test images among the training images would make every result worthless."""
+        remedy = f"If {likely[0]} is no split but a class or domain, give it another name"
+        if others:
+            raise ValueError(
+                f"{self.root} has folders named like splits ({_listed(likely)}) and beside them "
+                f"{_listed(others)}. Move {_listed(others)} elsewhere. {remedy}"
+            )
+        raise ValueError(
+            f"{self.root} has folders named like splits ({_listed(likely)}), but none named train. "
+            f"Put the training images into one. {remedy}"
+        )
 
     def _name(self, layout: Layout, parts: dict[str, Path], found: dict[str, list[str]]) -> None:
         """Take the names of classes and domains from the folders, empty ones included."""
@@ -172,6 +216,12 @@ class ImageFolder(FolderDataModule):
             labels, domains = torch.tensor([file[1:] for file in files]).unbind(dim=1)
             tested = held_out(labels, domains, share, self.split_seed, "split")
             chosen = {files[position].path for position in tested.nonzero().flatten().tolist()}
+            if not chosen:
+                raise FileNotFoundError(
+                    f"There are no test images: in {self.root} no class has two images in one "
+                    "domain, of which one could be held out. Add some, or name test images with "
+                    "test_list"
+                )
             rank_zero_info(
                 f"{share:.0%} of each class of each domain become the test split, drawn with "
                 f"split_seed={self.split_seed}."
@@ -182,15 +232,36 @@ class ImageFolder(FolderDataModule):
     def _read_list(self, source: Path, files: list[ListedFile]) -> set[str]:
         if not source.is_file():
             raise FileNotFoundError(f"There is no file {source}, which test_list names")
-        lines = source.read_text(encoding="utf-8").splitlines()
-        listed = {line.strip().replace("\\", "/") for line in lines if line.strip()}
-        missing = sorted(listed - {file.path for file in files})
+        try:
+            lines = source.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{source}, which test_list names, is no text in UTF-8 ({error}): save it as such"
+            ) from error
+        known = {file.path for file in files}
+        listed = {self._path_in_list(line, known) for line in lines if line.strip()}
+        if not listed:
+            raise FileNotFoundError(
+                f"There are no test images: {source} lists none. Add some lines, or leave out "
+                "test_list"
+            )
+        missing = sorted(listed - known)
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} images that {source} lists, such as {missing[0]}, are not in "
                 f"{self.root}. Its lines must be paths relative to that folder"
             )
         return listed
+
+    def _path_in_list(self, line: str, known: set[str]) -> str:
+        """The path that a line of a list means, relative to the root."""
+        if line in known:  # a name may have spaces around it, and backslashes
+            return line
+        path = Path(os.path.normpath(line.strip().replace("\\", "/")))
+        for root in (Path(os.path.normpath(self.root.absolute())), self.root.resolve()):
+            if path.is_relative_to(root):
+                path = path.relative_to(root)
+        return path.as_posix()
 
     def _check(self, files: dict[str, list[ListedFile]]) -> None:
         """Refuse classes without training images; say what there is, and what is missing."""
@@ -201,10 +272,6 @@ class ImageFolder(FolderDataModule):
                     f"Class {name!r} has no training images in {self.root}. Add some, or remove "
                     "its folder"
                 )
-        if not files["test"]:
-            raise FileNotFoundError(
-                f"There are no test images in {self.root}: add some, or raise test_share"
-            )
         counts = ", ".join(f"{len(listed)} {part}" for part, listed in files.items())
         rank_zero_info(
             f"{self.root}: {counts} images; classes {_listed(self.class_names)}; "
@@ -237,14 +304,34 @@ def _visible_folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and _visible(path.name))
 
 
-def _image_paths(folder: Path) -> list[str]:
-    """Paths of all images below a folder, relative to it, with forward slashes."""
+def _walk(root: Path) -> tuple[list[str], Counter[str]]:
+    """Paths of all images below a folder, relative to it, with forward slashes.
+
+    Returns:
+        The paths, and how many other visible files there are, by the ending of their names.
+    """
     paths: list[str] = []
-    for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = filter(_visible, folders)
-        inner = Path(here).relative_to(folder)
+    others: Counter[str] = Counter()
+    for here, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if _visible(name) and not _returns(Path(here, name))]
+        inner = Path(here).relative_to(root)
         paths += [(inner / name).as_posix() for name in names if is_image(name)]
-    return paths
+        more = (name for name in names if _visible(name) and not is_image(name))
+        others.update(Path(name).suffix.lower() or "without ending" for name in more)
+    return paths, others
+
+
+def _returns(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in, whose images are then found already."""
+    return folder.is_symlink() and folder.resolve() in map(Path.resolve, folder.absolute().parents)
+
+
+def _below(folder: Path, root: Path, paths: Sequence[str]) -> list[str]:
+    """Those of the paths that lie below a folder, relative to it."""
+    if folder == root:
+        return list(paths)
+    prefix = f"{folder.name}/"
+    return [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
 
 
 def _find_layout(folder: Path, paths: list[str]) -> Layout:
@@ -253,7 +340,9 @@ def _find_layout(folder: Path, paths: list[str]) -> Layout:
     layouts: dict[int, Layout] = {1: "class", 2: "domain/class"}
     depth = min(by_depth)
     if len(by_depth) > 1 or depth not in layouts:
-        examples = " and ".join(str(folder / path) for _, path in sorted(by_depth.items()))
+        # The lowest and the highest.
+        ends = dict.fromkeys((by_depth[depth], by_depth[max(by_depth)]))
+        examples = " and ".join(str(folder / path) for path in ends)
         raise ValueError(
             f"{folder} cannot be told apart into domains and classes, because of where {examples} "
             f"lie. {_EXPECTED}. If folders go deeper below a class, give layout: class or layout: "

@@ -31,7 +31,7 @@ __all__ = [
     "write_tensors",
 ]
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Raised whenever a cache file of an earlier version must not be read any more."""
 
 
@@ -128,9 +128,12 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "dam_lightning"
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    total = 0
-    for name in sorted(tensors):
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of the values, and of all that tells what they are."""
+    names = sorted(tensors)
+    kinds = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in names]
+    total = zlib.crc32(json.dumps([kinds, sorted(metadata.items())]).encode())
+    for name in names:
         total = zlib.crc32(tensors[name].contiguous().numpy().data, total)
     return f"{total:08x}"
 
@@ -151,7 +154,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     try:
         with written_beside(path) as beside:
-            save_file(dict(tensors), beside, {**metadata, "checksum": _checksum(tensors)})
+            save_file(dict(tensors), beside, {**metadata, "checksum": _checksum(tensors, metadata)})
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"cannot write the cache file {path} ({error}). "
@@ -172,7 +175,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError):
         return None
-    return (tensors, metadata) if metadata.pop("checksum", None) == _checksum(tensors) else None
+    checksum = metadata.pop("checksum", None)
+    return (tensors, metadata) if checksum == _checksum(tensors, metadata) else None
 
 
 def write_splits(path: Path, splits: Mapping[str, Split], metadata: Mapping[str, str]) -> None:
@@ -193,13 +197,19 @@ def read_splits(path: Path) -> tuple[dict[str, Split], dict[str, str]] | None:
     if found is None:
         return None
     tensors, metadata = found
-    paths: dict[str, list[str]] = json.loads(metadata.pop("paths"))
-    splits = {
-        name: Split(
-            tensors[f"{name}.images"], tensors[f"{name}.labels"], tensors[f"{name}.domains"], listed
-        )
-        for name, listed in paths.items()
-    }
+    try:
+        paths: dict[str, list[str]] = json.loads(metadata.pop("paths"))
+        splits = {
+            name: Split(
+                tensors[f"{name}.images"],
+                tensors[f"{name}.labels"],
+                tensors[f"{name}.domains"],
+                listed,
+            )
+            for name, listed in paths.items()
+        }
+    except (KeyError, ValueError):  # intact, but no splits
+        return None
     return splits, metadata
 
 

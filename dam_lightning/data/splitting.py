@@ -18,8 +18,8 @@ def held_out(labels: Tensor, domains: Tensor, share: float, seed: int, stream: s
     Args:
         labels: (N,) int64, the class of each image.
         domains: (N,) int64.
-        share: of the images of each class of each domain, rounded; but at least one image wherever
-            there are two or more.
+        share: of the images of each class of each domain, rounded; but at least one image, and not
+            the last one. A single image is never held out.
         seed: with ``stream`` the key of the draw.
         stream: what is held out, and for what.
 
@@ -31,7 +31,7 @@ def held_out(labels: Tensor, domains: Tensor, share: float, seed: int, stream: s
     cells, cell_of, sizes = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
     members_of = np.split(np.argsort(cell_of, kind="stable"), np.cumsum(sizes)[:-1])
     for (domain, label), members in zip(cells.tolist(), members_of, strict=True):
-        count = max(round(share * len(members)), int(len(members) > 1))
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
         generator = numpy_generator(seed, stream, step=domain, group=label)
         chosen[members[generator.permutation(len(members))[:count]]] = True
     return torch.from_numpy(chosen)

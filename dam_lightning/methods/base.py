@@ -382,7 +382,12 @@ class Condenser(EvaluatingModule):
         """Refuse what must not be condensed, before anything is made."""
         trainer = self.trainer
         check_trainer_options(
-            trainer.precision, trainer.strategy, trainer.accumulate_grad_batches, trainer.max_steps
+            trainer.precision,
+            trainer.strategy,
+            trainer.accumulate_grad_batches,
+            trainer.max_steps,
+            trainer.max_epochs,
+            trainer.limit_train_batches,
         )
         check_writable(run_folder(trainer), "default_root_dir of the Trainer")
         check_class_sizes(data, self.ipc)

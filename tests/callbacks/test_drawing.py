@@ -57,6 +57,13 @@ def found(picture: Image.Image, tile: np.ndarray) -> list[tuple[int, int]]:
 # The condensed set.
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 2), (2, 64), (40, 40)])
+def test_images_are_enlarged_by_their_longer_side(height: int, width: int) -> None:
+    picture = condensed_picture(torch.zeros(2, 3, height, width), torch.tensor([0, 1]))
+    zoom = 128 // max(height, width)
+    assert picture.size == (zoom * (2 * (width + 2) + 2), zoom * (height + 4))
+
+
 def test_a_picture_has_a_column_for_each_class() -> None:
     picture = condensed_picture(*condensed(ipc=3, num_classes=4, size=128))
     pixels = np.asarray(picture.convert("L"))

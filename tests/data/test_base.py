@@ -362,3 +362,15 @@ def test_images_live_on_the_gpu(options: dict[str, Any]) -> None:
     assert data.train.images.is_cuda
     assert data.test.images.is_cuda
     assert data.grouped_batch(0).classes.images(range(3)).is_cuda
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_a_split_without_images_is_named(options: dict[str, Any], name: str) -> None:
+    class Empty(Toy):
+        def load_splits(self) -> Mapping[str, Split]:
+            splits = dict(super().load_splits())
+            splits[name] = splits["test"].subset(torch.tensor([], dtype=torch.int64))
+            return splits
+
+    with pytest.raises(ValueError, match=f"the {name} split of Empty has no images"):
+        Empty(**options).setup()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from dam_lightning import CIFAR10
 
@@ -96,7 +97,44 @@ def test_a_damaged_file_is_never_unpickled(tiny_cifar10: Path, cache: Path, tmp_
 def test_a_download_that_fails_is_explained(tiny_cifar10: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "server")
     with pytest.raises(FileNotFoundError, match=r"No intact CIFAR-10 in .*new.* fetch http:"):
-        ready(tmp_path / "new")
+        ready(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileNotFoundError, match="No intact CIFAR-10"):
+        ready(tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_an_archive_that_is_there_is_unpacked(tiny_cifar10: Path, tmp_path: Path) -> None:
+    expected = ready(tiny_cifar10).fingerprint
+    (archive,) = (tmp_path / "server").iterdir()
+    (tmp_path / "new").mkdir()
+    archive.rename(tmp_path / "new" / archive.name)
+    assert ready(tmp_path / "new").fingerprint == expected
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_two_downloads_at_once_do_not_meet(
+    tiny_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """The second runs while the first one's archive is on the way, or is unpacked."""
+    expected = ready(tiny_cifar10).fingerprint
+    root = tmp_path / "new"
+    name = "_urlretrieve" if first else "extract_archive"
+    original = getattr(torchvision.datasets.utils, name)
+    found: list[str] = []
+
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        monkeypatch.setattr(torchvision.datasets.utils, name, original)
+        if first:
+            Path(arguments[1]).write_bytes(b"the first bytes")
+        found.append(ready(root, cache_dir=str(tmp_path / "other")).fingerprint)
+        original(*arguments, **named)
+
+    monkeypatch.setattr(torchvision.datasets.utils, name, interrupted)
+    found.append(ready(root).fingerprint)
+    assert found == [expected, expected]
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
 
 
 def test_an_archive_that_is_not_the_original_is_not_unpacked(

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dam_lightning.data import Split
 from dam_lightning.data.decoding import ListedFile, decode, read_image
+from dam_lightning.data.folders import is_image
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -90,11 +91,51 @@ def test_a_camera_s_rotation_is_followed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(turned, np.rot90(picture(4, 8), -1))
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "ppm", "bmp", "tiff", "webp", "pgm"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+def test_every_rotation_is_followed_once(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(picture(4, 8)).save(path, exif=exif, lossless=True)
+    with Image.open(path) as opened:
+        expected = ImageOps.exif_transpose(opened).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(expected))
+
+
+def test_odd_tags_beside_the_rotation_do_no_harm(tmp_path: Path) -> None:
+    """A text whose place lies beyond the end: Pillow reads it, but cannot write it anew."""
+    header = b"Exif\0\0" + bytes.fromhex("4d4d002a00000008")
+    tags = bytes.fromhex("0002 010000020000000600000026 011200030000000100060000 00000000")
+    path = tmp_path / "odd.jpg"
+    Image.new("RGB", (9, 7)).save(path, exif=header + tags + b"maker\0")
+    with Image.open(path) as opened, pytest.raises(Exception, match="required argument"):
+        ImageOps.exif_transpose(opened)
+    assert read_image(path).size == (7, 9)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(KeyError("tag"), "'tag'"), (RecursionError(), "RecursionError")]
+)
+def test_whatever_an_image_raises_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def broken(_: Path) -> Image.Image:
+        raise error
+
+    monkeypatch.setattr("dam_lightning.data.decoding.read_image", broken)
+    with pytest.raises(ValueError, match=rf"1 of 1 images cannot be read: .*a\.png \({reason}\)"):
+        decoded(tmp_path, [ListedFile("a.png", 0, 0)], 4)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "jfif", "png", "ppm", "bmp", "tiff", "webp", "pgm", "gif"]
+)
 def test_formats(tmp_path: Path, suffix: str) -> None:
     values = np.full((6, 6, 3), (90, 90, 90), dtype=np.uint8)
     image = Image.fromarray(values)
     (image.convert("L") if suffix == "pgm" else image).save(tmp_path / f"image.{suffix}")
+    assert is_image(f"image.{suffix}")
     split = decoded(tmp_path, [ListedFile(f"image.{suffix}", 0, 0)], 6)
     assert (split.images.int() - 90).abs().max() <= 1
 
@@ -103,6 +144,15 @@ def test_pixels_without_a_known_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match=r"float\.tiff \(its pixels are floating-point numbers"):
         decoded(tmp_path, [ListedFile("float.tiff", 0, 0)], 4)
+
+
+def test_integers_of_32_bits_are_refused(tmp_path: Path) -> None:
+    """But 16 bits of a format that Pillow reads as 32 are not."""
+    Image.fromarray(np.full((4, 4), 200, dtype=np.int32)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ValueError, match=r"deep\.tiff \(its pixels are 32-bit integers"):
+        decoded(tmp_path, [ListedFile("deep.tiff", 0, 0)], 4)
+    (tmp_path / "deep.pgm").write_bytes(b"P5 1 1 65535\n" + (40000).to_bytes(2, "big"))
+    assert pixel(tmp_path / "deep.pgm", 0) == (156,) * 3
 
 
 def test_squash_keeps_all_and_crop_the_middle(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Gathering and the cache file."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -85,6 +86,41 @@ def test_damage_to_a_cache_file_is_noticed(tmp_path: Path) -> None:
         assert read_tensors(path) is None, position
     path.write_bytes(intact)
     assert read_tensors(path) is not None
+
+
+def test_damage_to_names_and_shapes_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    write_splits(path, {"train": make_split(), "test": make_split()}, {"fingerprint": "abc"})
+    intact = path.read_bytes()
+    for old, new in (
+        (b'"abc"', b'"abd"'),
+        (b"3.png", b"7.png"),
+        (b"[6,3,4,4]", b"[6,4,3,4]"),
+        (b"train.labels", b"train.labelz"),
+        (b'"paths"', b'"pathz"'),
+    ):
+        assert old in intact
+        path.write_bytes(intact.replace(old, new, 1))
+        assert read_splits(path) is None, old
+
+
+def test_a_file_of_something_else_holds_no_splits(tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    for paths in ({}, {"paths": "["}, {"paths": '{"train": []}'}):
+        write_tensors(path, {"a": torch.ones(1)}, paths)
+        assert read_tensors(path) is not None
+        assert read_splits(path) is None
+
+
+def test_what_killed_writers_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    kept = [".cache.safetensors.new_0000", ".other.safetensors.abcd1234", ".cache.safetensors.bak"]
+    for name in (*kept, ".cache.safetensors.abcd1234"):
+        (tmp_path / name).touch()
+        if name != kept[0]:
+            os.utime(tmp_path / name, (0, 0))
+    write_tensors(path, {"a": torch.ones(1)}, {})
+    assert {file.name for file in tmp_path.iterdir()} == {*kept, path.name}
 
 
 def test_writers_and_readers_at_once_do_not_meet(tmp_path: Path) -> None:

@@ -23,6 +23,14 @@ def test_one_of_two_is_held_out_but_not_the_only_one() -> None:
     assert not held_out(labels, labels * 0, 0.1, 0, "s")[0]
 
 
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.6, 0.999])
+def test_no_share_leaves_nothing(share: float) -> None:
+    labels = torch.tensor([0, 1, 1, 2, 2, 2])
+    chosen = held_out(labels, labels * 0, share, 0, "s")
+    counts = labels[chosen].bincount(minlength=3).tolist()
+    assert counts == [0, 1, 1 if share == 0.001 else 2]
+
+
 def test_the_choice_depends_on_seed_and_stream_and_on_its_cell_only() -> None:
     chosen = held_out(LABELS, DOMAINS, 0.4, 0, "s")
     assert torch.equal(chosen, held_out(LABELS, DOMAINS, 0.4, 0, "s"))
