@@ -510,7 +510,7 @@ class Condenser(EvaluatingModule):
         left_out = self._guard.left_out()
         if left_out:
             listed = "; ".join(f"{name}: {count}" for name, count in left_out.items())
-            rank_zero_info(f"Steps that were left out: {listed}")
+            rank_zero_info(f"Steps with something left out or held: {listed}")
         self._save_condensed()
 
     def _save_condensed(self) -> None:
@@ -640,6 +640,9 @@ class Condenser(EvaluatingModule):
     ) -> Any:
         """Load images and masks, making them first where their shapes are not known yet."""
         self._build_as(state_dict)
+        if "images" in state_dict:
+            # Lightning casts to double only after this, which would round what is loaded.
+            self.to(state_dict["images"].dtype)
         self._images_are_initial = False
         return super().load_state_dict(state_dict, strict, assign)
 

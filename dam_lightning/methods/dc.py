@@ -14,6 +14,7 @@ from dam_lightning.methods.base import Branch, Condenser, DAMOptions
 from dam_lightning.methods.flat_network import FlatNetwork
 from dam_lightning.methods.gradients import recomputed
 from dam_lightning.methods.inner_training import InnerTraining
+from dam_lightning.randomness import seeded
 
 __all__ = ["DC"]
 
@@ -134,7 +135,7 @@ class DC(Condenser):
         super().setup(stage)
         if stage != "fit":
             return
-        domains = 0 if self.dam is None else self.dam.num_domains
+        domains = 0 if self.dam is None or self.dam.weight == 0 else self.dam.num_domains
         if self.domain_outputs == "classes" and domains > self._num_classes:
             raise MisconfigurationException(
                 f"domain_outputs: classes gives the second network {self._num_classes} outputs, "
@@ -203,9 +204,9 @@ class DC(Condenser):
             self._inner_loop, self._lr_network, self._batch_train, self._operations, self.seed
         )
         inner.network.module.train()
-        vector = training.train(
-            inner.network, inner.vector, images, labels, f"inner/{branch}", batch.step
-        )
+        stream = f"inner/{branch}"
+        with seeded(images.device, self.seed, f"{stream}/dropout", batch.step):
+            vector = training.train(inner.network, inner.vector, images, labels, stream, batch.step)
         if self._rank_and_world_size[1] > 1:
             # Every process trained alike, but not to the last bit where their devices differ.
             for tensor in (vector, *inner.network.module.buffers()):
@@ -275,6 +276,13 @@ class DC(Condenser):
             total = total + (recomputed(gradients, piece) if len(starts) > 1 else gradients(piece))
         return total
 
+    def knobs(self) -> dict[str, Any]:
+        """Arguments that may make a diverging run converge, with their values."""
+        knobs = super().knobs()
+        if self.outer_loop > 1:
+            knobs |= {"lr_network": self._lr_network, "inner_loop": self._inner_loop}
+        return knobs
+
     # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -290,8 +298,21 @@ class DC(Condenser):
             checkpoint["condenser"]["networks"] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """In addition, take the networks of a checkpoint from the middle of an outer loop."""
+        """In addition, take the networks of a checkpoint from the middle of an outer loop.
+
+        Raises:
+            MisconfigurationException: in addition, if ``outer_loop`` differs and the checkpoint is
+                not between two outer loops of both.
+        """
         super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["hyper_parameters"]
+        theirs, _ = _loops(self.ipc, saved["outer_loop"], saved["inner_loop"])
+        steps = checkpoint["condenser"]["steps"]
+        if theirs != self.outer_loop and (steps % theirs or steps % self.outer_loop):
+            raise MisconfigurationException(
+                f"outer_loop is {self.outer_loop}, but the checkpoint was made with {theirs}, "
+                f"after {steps} steps, where not both begin anew: go on with {theirs}"
+            )
         self._networks, self._networks_step = {}, -1
         self._loaded = checkpoint["condenser"].get("networks")
 

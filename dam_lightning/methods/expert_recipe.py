@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dam_lightning.backbones import build_backbone
 from dam_lightning.data.normalisation import Normalisation
-from dam_lightning.data.resident import default_cache_dir
+from dam_lightning.data.resident import content_fingerprint, default_cache_dir
 from dam_lightning.functional import DSA, strategy_operations
 from dam_lightning.methods.flat_network import FlatNetwork
 from dam_lightning.methods.provenance import data_provenance
@@ -114,11 +114,13 @@ class ExpertData:
         self.image_shape: tuple[int, int, int] = (channels, height, width)
         self._description = {
             "dataset": provenance["dataset"],
-            "fingerprint": provenance["fingerprint"],
+            "fingerprint": provenance["fingerprint"]
+            or content_fingerprint(data.train, list(data.class_names)),
             "image_shape": list(self.image_shape),
             "mean": provenance["mean"],
             "std": provenance["std"],
-            "zca": None if whitening is None else _digest(whitening.matrix),
+            # Not the matrix, whose last bits differ between machines; the data determine it.
+            "zca": whitening is not None,
             "labels": self.kind,
             "num_outputs": self.num_outputs,
             "labels_fingerprint": _digest(labels),
@@ -168,6 +170,11 @@ class ExpertData:
             raise ValueError(
                 f"{recipe.backbone} with batch normalisation cannot be an expert: a trajectory "
                 "holds parameters, and no running statistics; use norm: instancenorm"
+            )
+        if network.has_dropout:
+            raise ValueError(
+                f"{recipe.backbone} with dropout cannot be an expert: the student's training has "
+                "to be repeated exactly; switch dropout off"
             )
         return network
 

@@ -114,13 +114,20 @@ class ExpertSet:
             disable=not show,
         )
         with progress:
-            task = progress.add_task("", total=len(numbers) * epochs, loss="")
+            left = sum(epochs - (self.store.epochs(number) or 0) for number in numbers)
+            task = progress.add_task("", total=left, loss="")
             for done in self.train(numbers, epochs, max_images):
                 progress.update(task, advance=len(done.numbers), loss=f"loss {done.loss:.3f}")
 
     def segment(self, number: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Parameters of an expert after two of its epochs, (P,) each, on the CPU."""
-        return self.store.parameters(number, start), self.store.parameters(number, end)
+        way = self.store.parameters(number, start), self.store.parameters(number, end)
+        if not all(bool(parameters.isfinite().all()) for parameters in way):
+            raise ValueError(
+                f"{self.store.path(number)} has parameters that are not finite: delete it, and it "
+                "is trained again"
+            )
+        return way
 
     def classifier(self, number: int, epoch: int) -> Any:
         """An expert after an epoch, as a module."""

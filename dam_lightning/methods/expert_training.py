@@ -14,7 +14,7 @@ from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe, Precis
 from dam_lightning.methods.expert_store import ExpertStore
 from dam_lightning.methods.flat_network import FlatNetwork
 from dam_lightning.methods.stability import DivergenceError
-from dam_lightning.randomness import numpy_generator, seeded, torch_generator
+from dam_lightning.randomness import numpy_generator, torch_generator
 
 __all__ = ["ExpertEpoch", "train_experts"]
 
@@ -94,8 +94,7 @@ def _train_block(
     vectors = snapshots[:, -1].to(device)
     kept = [snapshots]
     for epoch in range(snapshots.shape[1], epochs + 1):
-        with seeded(device, recipe.seed, f"expert/{data.kind}/dropout", epoch, block[0]):
-            vectors, loss = _train_epoch(gradients, vectors, data, recipe, block, epoch)
+        vectors, loss = _train_epoch(gradients, vectors, data, recipe, block, epoch)
         kept.append(vectors.cpu().unsqueeze(1))
         for number, finite in zip(block, kept[-1].isfinite().all(dim=2).tolist(), strict=True):
             if not finite[0]:

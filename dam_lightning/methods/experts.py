@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dam_lightning.evaluation.evaluator import Evaluator
+from dam_lightning.files import check_writable
 from dam_lightning.functional import DSA
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe, Precision
 from dam_lightning.methods.expert_set import ExpertSet, expert_budget
@@ -116,6 +117,12 @@ class Experts(LightningModule):
         )
         missing = self._experts.missing(self.epochs)
         if stage == "fit":
+            if self.trainer.max_steps != -1:
+                raise MisconfigurationException(
+                    f"Experts stop by themselves, after {self.epochs} epochs: leave out max_steps"
+                )
+            if missing:
+                check_writable(self._experts.store.folder, "folder")
             self._work = self._experts.train(
                 missing, self.epochs, self.max_images or expert_budget(device)
             )
@@ -138,7 +145,13 @@ class Experts(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train some experts for an epoch, or stop. The batch of real images is not used."""
-        done = next(self._work, None)
+        before = torch.get_default_dtype()
+        # Experts are the same under every precision of the Trainer.
+        torch.set_default_dtype(torch.float32)
+        try:
+            done = next(self._work, None)
+        finally:
+            torch.set_default_dtype(before)
         if done is None:
             self.trainer.should_stop = True
             return
@@ -150,6 +163,7 @@ class Experts(LightningModule):
         left = len(self._experts.missing(self.epochs))
         rank_zero_info(
             f"{self.count - left} of {self.count} experts are in {self._experts.store.folder}"
+            + ("; fit again to train the others" if left else "")
         )
 
     def on_test_start(self) -> None:
@@ -165,7 +179,7 @@ class Experts(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the mean accuracy, in percent."""
-        accuracies = self._evaluator.scores().overall
+        accuracies = 100 * self._evaluator.scores().overall
         self.log("test/accuracy", accuracies.mean())
         rank_zero_info(
             f"{self.count} experts classify {float(accuracies.mean()):.1f} % of the test images "

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 __all__ = ["FlatNetwork"]
 
@@ -41,6 +42,12 @@ class FlatNetwork:
     def batch_norms(self) -> list[nn.Module]:
         """Modules with batch normalisation."""
         return [module for module in self.module.modules() if isinstance(module, _BatchNorm)]
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a module draws which values to drop."""
+        drops = (m for m in self.module.modules() if isinstance(m, _DropoutNd))
+        return any(module.p > 0 for module in drops)
 
     def initial(self) -> Tensor:
         """The parameters that the module has of its own, (P,)."""

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from dam_lightning.condensed_set import CondensedSet
 from dam_lightning.data.groups import GroupedBatch
+from dam_lightning.data.resident import to_device
 from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
+from dam_lightning.files import check_writable
 from dam_lightning.methods.base import Branch, Condenser, DAMOptions
 from dam_lightning.methods.draws import dealt_out
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertOptions, ExpertRecipe
@@ -148,13 +150,20 @@ class MTT(Condenser):
         self._experts: dict[Branch, ExpertSet] = {}
         self.step_size = nn.Parameter(torch.tensor(initial_step_size))
         self.step_size_domain = None
-        matches_domains = weighted is not None and weighted.get("weight") != 0
-        if matches_domains and domain_step_size == "separate":
+        if weighted is not None and domain_step_size == "separate":
             self.step_size_domain = nn.Parameter(torch.tensor(initial_step_size))
+            # As the masks: what takes no part needs no gradient.
+            self.step_size_domain.requires_grad_(weighted["weight"] != 0)
 
     def _check_experts(self, branch: Branch, asked: ExpertOptions) -> None:
         """Refuse what cannot be, before any work."""
         name = "experts" if branch == "class" else "domain_experts"
+        unknown = sorted(set(asked) - set(ExpertOptions.__annotations__))
+        if unknown:
+            raise ValueError(
+                f"{name}: there is no {', '.join(unknown)}; there are "
+                f"{', '.join(ExpertOptions.__annotations__)}"
+            )
         if asked.get("count", 1) < 1:
             raise ValueError(f"{name}.count must be at least 1, got {asked['count']}")
         epochs = asked.get("epochs", self._epochs_read)
@@ -204,7 +213,11 @@ class MTT(Condenser):
             branch: experts.missing(self._epochs_trained(branch))
             for branch, experts in self._experts.items()
         }
+        # One process looks for all: another may look when some are there already.
+        missing = self.trainer.strategy.broadcast(missing, src=0)
         for branch, numbers in missing.items():
+            if numbers:
+                check_writable(self._experts[branch].store.folder, "experts.folder")
             share = numbers[rank::world_size]
             if share:
                 self._experts[branch].train_with_progress(
@@ -214,6 +227,12 @@ class MTT(Condenser):
                     show=rank == 0,
                 )
         self.trainer.strategy.barrier("experts")
+        for branch, experts in self._experts.items():
+            if experts.missing(self._epochs_trained(branch)):
+                raise FileNotFoundError(
+                    f"experts that other processes trained are not in {experts.store.folder}: "
+                    "give experts.folder a folder that all processes share"
+                )
 
     def _expert_set(self, branch: Branch, num_domains: int | None) -> ExpertSet:
         asked = self._expert_options[branch]
@@ -284,7 +303,11 @@ class MTT(Condenser):
                 pool,
             )
             result = student.match(
-                pool, labels, batches, step_size, *(end.to(pool, non_blocking=True) for end in way)
+                pool,
+                labels,
+                batches,
+                step_size,
+                *(to_device(end, pool.device).to(pool.dtype) for end in way),
             )
             value += result.loss
             of_pool += result.images

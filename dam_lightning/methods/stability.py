@@ -119,8 +119,8 @@ class StepGuard(nn.Module):
             return
         found = "; ".join(f"{name}: {count} times" for name, count in self.left_out().items())
         raise DivergenceError(
-            f"in {int(self.longest)} steps in a row an update had to be left out ({found}). Try "
-            f"{', or '.join(remedies)}. The last good images are in {kept}"
+            f"in {int(self.longest)} steps in a row something had to be left out or held "
+            f"({found}). Try {', or '.join(remedies)}. The last good images are in {kept}"
         )
 
 

@@ -16,6 +16,7 @@ from dam_lightning.data import GroupedBatch, Split
 from dam_lightning.functional import DSA, OPERATIONS, strategy_operations
 from dam_lightning.methods import dc as package
 from dam_lightning.methods.flat_network import FlatNetwork
+from dam_lightning.methods.gradients import recomputed
 from dam_lightning.methods.inner_training import InnerTraining
 from dam_lightning.randomness import numpy_generator
 from tests.reference import augmentation, convnet, dc
@@ -355,6 +356,19 @@ def test_batch_normalisation_is_frozen_on_sixteen_images(
         assert not any(norm.training for norm in state.network.batch_norms)
 
 
+def test_statistics_are_renewed_where_nothing_is_trained(tmp_path: Path) -> None:
+    """The norms are in evaluation mode after an update; the next one must wake them."""
+    module = built(dam=DAM, domain_training="none", backbone_args=BATCH_NORM)
+    data = small_data(tmp_path, 4)
+    statistics = []
+    for steps in (1, 2):
+        stepped(module, data, steps)
+        network = module.domain_state(steps - 1, module.network_state(steps - 1)).network
+        statistics.append([buffer.clone() for buffer in network.module.buffers()])
+    for once, twice in zip(*statistics, strict=True):
+        assert not torch.equal(once, twice)
+
+
 @pytest.mark.parametrize("augmentation", [None, DSA], ids=["plain", "augmented"])
 @pytest.mark.usefixtures("double")
 def test_domain_network_trained_on_real_images(tmp_path: Path, augmentation: str | None) -> None:
@@ -453,8 +467,9 @@ def assert_slopes(module: DC, data: SmallData) -> None:
 def test_activations_stay_within_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No gradient is taken of more images than max_images at once."""
+    """Gradients are of max_images at most; those of pieces are computed again, not kept."""
     sizes: list[int] = []
+    again: list[int] = []
     original = FlatNetwork.gradients
 
     def counting(
@@ -463,12 +478,20 @@ def test_activations_stay_within_the_budget(
         sizes.append(images.shape[0] * images.shape[1])
         return original(self, parameters, images, labels, weights)
 
+    def noting(function: Any, tensor: Tensor) -> Tensor:
+        again.append(tensor.shape[1])
+        return recomputed(function, tensor)
+
     monkeypatch.setattr(FlatNetwork, "gradients", counting)
+    monkeypatch.setattr(package, "recomputed", noting)
     data = small_data(tmp_path, 4)
-    for max_images in (5, 13):
+    for max_images, most in ((5, 5), (13, 12)):
         sizes.clear()
+        again.clear()
         stepped(built(ipc=4, dam=DAM, max_images=max_images), data, 1)
-        assert max_images - 2 < max(sizes) <= max_images
+        assert max(sizes) == most
+        # Groups of 6 real and 12 synthetic images are cut, or not.
+        assert again.count(5) == (3 + 4 + 2 * 4 if max_images == 5 else 0)
 
 
 # The same bits.
@@ -590,6 +613,10 @@ def test_checkpoints_that_lack_networks(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "y.ckpt")
     with pytest.raises(MisconfigurationException, match="step 2 goes on with the networks of the"):
         fit(make(), tmp_path, 4, ckpt_path=tmp_path / "y.ckpt")
+    # Nor do those of another run take their place, where a module was fitted before.
+    used = fit(make(seed=9), tmp_path, 2)
+    with pytest.raises(MisconfigurationException, match="step 2 goes on with the networks of the"):
+        fit(used, tmp_path, 4, ckpt_path=tmp_path / "y.ckpt")
 
 
 def test_options_that_change_the_networks_wait_for_the_next(tmp_path: Path) -> None:
@@ -877,3 +904,33 @@ def test_the_set_is_evaluated(tmp_path: Path) -> None:
     results = module.trainer.test(module, datamodule=small_data(tmp_path), verbose=False)
     assert 0 <= results[0]["test/accuracy"] <= 100
     assert module.condensed_set().metadata["method"] == "DC"
+
+
+def test_another_outer_loop_only_where_both_begin_anew(tmp_path: Path) -> None:
+    for steps, refused in ((4, True), (6, False)):
+        fit(make(), tmp_path, steps).trainer.save_checkpoint(tmp_path / "a.ckpt")
+        other = make(outer_loop=2)
+        if refused:
+            with pytest.raises(MisconfigurationException, match=r"outer_loop is 2, .* with 3"):
+                fit(other, tmp_path, 8, tmp_path / "a.ckpt")
+        else:
+            assert fit(other, tmp_path, 8, tmp_path / "a.ckpt").global_step == 8
+
+
+def test_masks_without_weight_need_no_outputs(tmp_path: Path) -> None:
+    dam: Any = {"num_domains": 4, "weight": 0.0}
+    assert fit(make(dam=dam, domain_outputs="classes"), tmp_path, 1).global_step == 1
+
+
+def test_what_to_lower_when_it_diverges() -> None:
+    assert set(make().knobs()) == {"lr_images", "lr_network", "inner_loop"}
+    assert set(make(outer_loop=1).knobs()) == {"lr_images"}
+
+
+def test_dropout_in_the_inner_training_draws_by_key(tmp_path: Path) -> None:
+    name = f"{__name__}.Forgetful"
+    images = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        images.append(fit(make(backbone=name), tmp_path, 3).images)
+    assert torch.equal(*images)

@@ -62,6 +62,15 @@ def test_a_resumed_fit_equals_an_unbroken_one(tmp_path: Path, dam: Any, stop: in
         assert torch.equal(unbroken.dam.logits, resumed.dam.logits)
 
 
+def test_a_resumed_fit_in_double_precision(tmp_path: Path) -> None:
+    """Lightning loads before it casts, which would round images and masks."""
+    options: Any = {"precision": "64-true"}
+    unbroken = fit(make(dam={}), tmp_path, 5, **options)
+    fit(make(dam={}), tmp_path, 3, **options).trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = fit(make(dam={}), tmp_path, 5, tmp_path / "half.ckpt", **options)
+    assert torch.equal(unbroken.images, resumed.images)
+
+
 def test_a_resumed_fit_keeps_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's seed may have changed in the meantime; the checkpoint's is taken up."""
 

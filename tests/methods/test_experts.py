@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dam_lightning import MTT, Experts
-from dam_lightning.backbones import build_backbone
+from dam_lightning.backbones import ConvNet, build_backbone
 from dam_lightning.data import Split
 from dam_lightning.functional import DSA, OPERATIONS, rank_groups, strategy_operations, whiten
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
@@ -410,8 +410,8 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "backbone_args .*'width': 4.* there, .*'width': 8.* here",
     ),
-    "zca": ({}, {"zca": True}, "zca None there, [0-9a-f]+ here"),
-    "images": ({}, {"validation_share": 0.3}, "fingerprint [0-9a-f]+ there, [0-9a-f]+ here"),
+    "zca": ({}, {"zca": True}, "zca False there, True here"),
+    "images": ({}, {"validation_share": 0.3}, r"\bfingerprint [0-9a-f]+ there, [0-9a-f]+ here"),
 }
 
 
@@ -444,6 +444,15 @@ def test_experts_of_another_dataset_or_number_of_domains_are_refused(tmp_path: P
     other = Different(cache_dir=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="dataset TinyData there, Different here; fingerprint"):
         tiny_trainer(tmp_path).fit(make(num_domains=3, folder=folder), datamodule=other)
+
+
+def test_experts_of_pseudo_domains_that_were_cut_otherwise_are_refused(tmp_path: Path) -> None:
+    """The images and the number of domains are the same, the labels are not."""
+    folder = str(tmp_path / "experts")
+    fit(make(num_domains=3, folder=folder), tmp_path)
+    match = "asked for: labels_fingerprint [0-9a-f]+ there, [0-9a-f]+ here"
+    with pytest.raises(ValueError, match=match):
+        fit(make(num_domains=3, folder=folder), tmp_path, fft_ratio=0.4)
 
 
 # The module.
@@ -610,17 +619,22 @@ def test_mtt_without_masks_needs_no_domain_experts(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 3
 
 
-def test_experts_in_the_cache_are_trained_on_for_mtt(tmp_path: Path) -> None:
+def test_experts_in_the_cache_are_trained_on_for_mtt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the bar counts the epochs that are missing."""
     fit_mtt(make_mtt(), tmp_path)
+    assert "Expert epochs 6/6 " in capsys.readouterr().err
     short = make(epochs=2)
     tiny_trainer(tmp_path).test(short, datamodule=tiny_data(tmp_path), verbose=False)
     before = [short.trajectory(number) for number in range(3)]
-    fit_mtt(make_mtt(expert_epochs=4), tmp_path)
-    after = make(epochs=4)
+    fit_mtt(make_mtt(expert_epochs=5), tmp_path)
+    assert "Expert epochs 9/9 " in capsys.readouterr().err
+    after = make(epochs=5)
     tiny_trainer(tmp_path).test(after, datamodule=tiny_data(tmp_path), verbose=False)
     assert len(files(tmp_path)) == 3
     for number in range(3):
-        assert len(after.trajectory(number)) == 5
+        assert len(after.trajectory(number)) == 6
         assert torch.equal(after.trajectory(number)[:3], before[number])
 
 
@@ -657,3 +671,63 @@ def test_a_damaged_expert_stops_mtt_before_any_is_trained(tmp_path: Path) -> Non
 def test_diverging_experts_stop_mtt(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match="lower the experts' lr"):
         fit_mtt(make_mtt(experts={"lr": 1e30}), tmp_path)
+
+
+class Forgetful(ConvNet):
+    """Drops half of its embedding."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.dropout = torch.nn.Dropout()
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.dropout(super().features(images))
+
+
+def test_dropout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="with dropout cannot be an expert"):
+        fit(make(backbone=f"{__name__}.Forgetful"), tmp_path)
+
+
+def test_experts_of_a_run_in_double_precision_are_the_same(tmp_path: Path) -> None:
+    trajectories = []
+    for precision in ("32-true", "64-true"):
+        folder = tmp_path / precision
+        module = make(folder=str(folder))
+        trainer = tiny_trainer(folder, precision=precision)
+        trainer.fit(module, datamodule=tiny_data(folder))
+        trajectories.append(module.trajectory(0))
+    assert torch.equal(*trajectories)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Name another folder with folder"):
+        fit(make(folder=str(tmp_path / "file")), tmp_path)
+    with pytest.raises(OSError, match=r"Name another folder with experts\.folder"):
+        fit_mtt(make_mtt(experts={"folder": str(tmp_path / "file")}), tmp_path)
+
+
+def test_data_without_a_fingerprint_are_told_apart(tmp_path: Path) -> None:
+    folders = []
+    for invert in (False, True):
+        data = tiny_data(tmp_path)
+        data.setup()
+        if invert:
+            data.train.images = 255 - data.train.images
+        del data.fingerprint
+        experts = ExpertData(data, None, torch.device("cpu"))
+        folders.append(experts.default_folder(make_recipe()))
+    assert folders[0] != folders[1]
+
+
+def test_whitening_is_described_by_what_determines_it(tmp_path: Path) -> None:
+    """The last bits of the matrix differ between machines."""
+    data = tiny_data(tmp_path, zca=True)
+    first = ExpertData(data, None, torch.device("cpu")).describe(make_recipe())
+    assert data.whitening is not None
+    data.whitening = data.whitening._replace(matrix=data.whitening.matrix * (1 + 1e-7))
+    assert ExpertData(data, None, torch.device("cpu")).describe(make_recipe()) == first
+    plain = ExpertData(tiny_data(tmp_path), None, torch.device("cpu"))
+    assert plain.describe(make_recipe())["zca"] is not first["zca"]

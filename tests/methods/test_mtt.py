@@ -1,6 +1,7 @@
 """MTT equals the plain loop; what must give the same bits; what comes out, and what is refused."""
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -491,7 +492,15 @@ class Traced(MTT):
                 file.write(f"{store.path(number).relative_to(store.folder.parent)}\n")
             original(store, number, trajectory)
 
-        with patch.object(ExpertStore, "save", save):
+        def epochs(store: ExpertStore, number: int) -> int | None:
+            # The second process is late: by now the first would have trained some.
+            if self._late_by:
+                time.sleep(self._late_by)
+                self._late_by = 0.0
+            return look(store, number)
+
+        look, self._late_by = ExpertStore.epochs, 3.0 * rank
+        with patch.object(ExpertStore, "save", save), patch.object(ExpertStore, "epochs", epochs):
             super().setup(stage)
 
 
@@ -515,7 +524,7 @@ def on_one_and_on_two(
 
 
 def test_two_processes_share_the_experts_too(tmp_path: Path) -> None:
-    """Each is trained by one of them, once, and is the same up to float32."""
+    """Each is trained by one of them, once, even if one comes late; the same up to float32."""
     given: dict[str, Any] = {"dam": DAM, "experts_per_step": 3}
     alone, shared = on_one_and_on_two(tmp_path, "32-true", 2, False, **given)
     one, two = (
@@ -555,7 +564,7 @@ def test_two_processes_equal_one(tmp_path: Path, options: dict[str, Any]) -> Non
         ({"dam": None}, set()),
         ({"dam": DAM}, {"dam.logits", "step_size_domain"}),
         ({"dam": DAM, "domain_step_size": "shared"}, {"dam.logits"}),
-        ({"dam": {"weight": 0.0}}, {"dam.logits"}),
+        ({"dam": {"weight": 0.0}}, {"dam.logits", "step_size_domain"}),
     ],
 )
 def test_what_is_learned_and_kept(options: dict[str, Any], more: set[str]) -> None:
@@ -565,6 +574,8 @@ def test_what_is_learned_and_kept(options: dict[str, Any], more: set[str]) -> No
     groups = module.parameter_groups()
     assert groups[-1]["lr"] == 1e-4
     assert len(groups[-1]["params"]) == (2 if "step_size_domain" in more else 1)
+    fixed = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    assert fixed == (more if options["dam"] == {"weight": 0.0} else set())
 
 
 def spied_recipe(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -659,6 +670,8 @@ def test_a_step_size_stays_above_zero(tmp_path: Path, cache: Path) -> None:
         ({"lr_step_size": -1.0}, "lr_step_size must be 0 or above, got -1"),
         ({"domain_start": "other"}, "domain_start must be one of same, own, got 'other'"),
         ({"domain_step_size": "x"}, "domain_step_size must be one of separate, shared, got 'x'"),
+        ({"experts": {"epoch": 9}}, "experts: there is no epoch; there are folder, count, epochs"),
+        ({"domain_experts": {"number": 9}}, "domain_experts: there is no number; there are"),
         ({"experts": {"count": 0}}, r"experts\.count must be at least 1, got 0"),
         ({"domain_experts": {"count": 0}}, r"domain_experts\.count must be at least 1, got 0"),
         (
@@ -694,3 +707,17 @@ def test_domain_experts_differ_where_they_are_told_to(tmp_path: Path) -> None:
         ("domain", "0"): 6,
         ("domain", "1"): 6,
     }
+
+
+@pytest.mark.parametrize("options", [{"experts": {"cuont": 5}}, {"domain_experts": {"epoch": 5}}])
+def test_misspelt_options_of_experts(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"there is no (cuont|epoch); there are folder, count"):
+        MTT(**options)
+
+
+def test_the_weight_may_change_on_resuming(tmp_path: Path, cache: Path) -> None:
+    for before, after in ((0.0, 0.01), (0.01, 0.0)):
+        begun = fit(make(dam={"weight": before}), tmp_path, cache)
+        begun.trainer.save_checkpoint(tmp_path / "a.ckpt")
+        resumed = make(dam={"weight": after})
+        assert fit(resumed, tmp_path, cache, 5, tmp_path / "a.ckpt").global_step == 5

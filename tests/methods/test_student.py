@@ -238,8 +238,8 @@ def test_a_batch_has_one_operation_with_parameters_for_each_image() -> None:
         assert batch.augmentation is not None
         color, warp, _ = batch.augmentation
         assert color.dtype == warp.dtype == torch.float64
-        assert len(warp.squeeze(0)) == len(batch.indices)
-        shifts, scales = warp[0, :, :, 2], warp[0, :, (0, 1), (0, 1)]
+        assert len(warp) == len(batch.indices)
+        shifts, scales = warp[:, :, 2], warp[:, (0, 1), (0, 1)]
         operation = "scale" if bool((scales != 1).any()) else "crop"
         if operation == "scale":
             assert bool((shifts == 0).all())
