@@ -25,6 +25,11 @@ class Case:
         batch_real: real images of each class and pseudo-domain in a step.
         num_domains: D.
         epochs: that the evaluation trains its network.
+        inner_epochs: that DC trains its networks before every step; 0, as published for one image
+            per class, where every step has new networks.
+        student_steps: that MTT unrolls.
+        experts: trained in a run.
+        expert_batches: of ``batch_real`` images each, that are the experts' training data.
     """
 
     name: str
@@ -37,6 +42,10 @@ class Case:
     batch_real: int = 256
     num_domains: int = 4
     epochs: int = 50
+    inner_epochs: int = 0
+    student_steps: int = 20
+    experts: int = 4
+    expert_batches: int = 2
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -62,7 +71,34 @@ class Case:
 CASES = {
     case.name: case
     for case in (
-        Case("cifar10_ipc1", 32, num_classes=10, depth=3, ipc=1, test_images_per_epoch=10),
-        Case("pacs_ipc1", 64, num_classes=7, depth=4, ipc=1, test_images_per_epoch=1),
+        Case(
+            "cifar10_ipc1",
+            32,
+            num_classes=10,
+            depth=3,
+            ipc=1,
+            test_images_per_epoch=10,
+            student_steps=50,
+        ),
+        # DC's published 50 inner epochs would take minutes of a CPU before every step.
+        Case(
+            "cifar10_ipc10",
+            32,
+            num_classes=10,
+            depth=3,
+            ipc=10,
+            test_images_per_epoch=10,
+            inner_epochs=5,
+            student_steps=30,
+        ),
+        Case(
+            "pacs_ipc1",
+            64,
+            num_classes=7,
+            depth=4,
+            ipc=1,
+            test_images_per_epoch=1,
+            student_steps=10,
+        ),
     )
 }

@@ -5,27 +5,51 @@ a multiply and add, of what no implementation can leave out: real images forward
 forward and backward to the images; in the evaluation, forward and backward to the weights, and the
 test images forward. Faster algorithms than the direct convolution are not considered.
 
+Second-order work is counted for an image alike, by differentiating a slope of the loss along the
+weights once more, with the cross-entropy as loss. DC needs that of synthetic images, back to them,
+and of real images the gradient of the weights; MTT needs, of every image in every step of a
+student, that back to the image and to the weights (but in the first step, whose weights are given);
+training, in DC's inner loop and of experts, needs the gradient of the weights. PyTorch's second
+backward of a convolution goes to the weights also where nobody asks for that, in DC; the floor has
+none of it. Whatever is computed twice to save memory, as with ``adjoint``, is not in it either.
+
 Traffic is the output of every convolution and nothing else: forward, written once and read once by
 the norm, activation and pooling behind it, which an ideal kernel does in one pass; backward, read
-once more, and its gradient written once and read once. Images, weights, pooled activations,
-augmentation and the optimiser are left out: together they are a fraction of this. An implementation
-that keeps activations in caches can go below the traffic, none below the operations.
+once more, and its gradient written once and read once. Backward of that: on the way up through the
+layers it and its gradient read once more, and what comes of the gradient written once and read
+once; on the way down as in any backward. Images, weights, pooled activations, augmentation and the
+optimiser are left out: together they are a fraction of this. An implementation that keeps
+activations in caches can go below the traffic, none below the operations.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case
 from benchmarks.machine import Precision, Rates
 from dam_lightning.backbones import ConvNet
 
-__all__ = ["Floor", "Work", "evaluation_work", "image_work", "step_work"]
+__all__ = [
+    "Floor",
+    "Work",
+    "dc_work",
+    "evaluation_work",
+    "expert_work",
+    "image_work",
+    "mtt_work",
+    "step_work",
+]
 
 _FORWARD_PASSES = 2
 _BACKWARD_PASSES = 3
+_SECOND_PASSES = 4 + _BACKWARD_PASSES
 _BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 
 
@@ -73,12 +97,16 @@ class ImageWork(NamedTuple):
         to_images: that, and backward to the image.
         to_weights: to the class scores, and backward to the weights.
         scored: to the class scores.
+        matched: to the weights, and backward of that to the image.
+        unrolled: to the weights, and backward of that to the image and to the weights.
     """
 
     forward: Work
     to_images: Work
     to_weights: Work
     scored: Work
+    matched: Work
+    unrolled: Work
 
 
 def image_work(case: Case) -> ImageWork:
@@ -102,6 +130,10 @@ def image_work(case: Case) -> ImageWork:
     with FlopCounterMode(display=False) as to_weights:
         network(image).sum().backward()
     network.requires_grad_(False)
+    unrolled = _second_order_operations(network, image)
+    # What of it goes to the weights is as much as the first backward: to all weights, and to the
+    # inputs of all layers but the first.
+    matched = unrolled - (to_weights.get_total_flops() - scored.get_total_flops())
     with FlopCounterMode(display=False) as to_images:
         network.features(image.requires_grad_()).sum().backward()  # type: ignore[no-untyped-call]
     both = _FORWARD_PASSES + _BACKWARD_PASSES
@@ -110,7 +142,24 @@ def image_work(case: Case) -> ImageWork:
         to_images=Work(to_images.get_total_flops(), both * values),
         to_weights=Work(to_weights.get_total_flops(), both * values),
         scored=Work(scored.get_total_flops(), _FORWARD_PASSES * values),
+        matched=Work(matched, (both + _SECOND_PASSES) * values),
+        unrolled=Work(unrolled, (both + _SECOND_PASSES) * values),
     )
+
+
+def _second_order_operations(network: nn.Module, image: Tensor) -> int:
+    """Of a gradient with respect to the weights, and backward of that to everything."""
+    label = torch.zeros(1, dtype=torch.int64, device=image.device)
+
+    def loss(parameters: Mapping[str, Tensor], image: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(network, dict(parameters), (image,)), label)
+
+    def slope(parameters: Mapping[str, Tensor], image: Tensor) -> Tensor:
+        return torch.stack([g.sum() for g in grad(loss)(parameters, image).values()]).sum()
+
+    with FlopCounterMode(display=False) as counter:
+        grad(slope, argnums=(0, 1))(dict(network.named_parameters()), image)
+    return int(counter.get_total_flops())
 
 
 def _total(*parts: tuple[int, Work]) -> Work:
@@ -137,3 +186,41 @@ def evaluation_work(case: Case) -> Work:
     return _total(
         (case.epochs * case.num_synthetic, image.to_weights), (case.num_test, image.scored)
     )
+
+
+def dc_work(case: Case, dam: bool) -> Work:
+    """One step of DC: gradients of real and synthetic images, and the training before it."""
+    image = image_work(case)
+    parts = [
+        (
+            case.num_classes * case.batch_real + case.inner_epochs * case.num_synthetic,
+            image.to_weights,
+        ),
+        (case.num_synthetic, image.matched),
+    ]
+    if dam:
+        domains, views = case.num_domains, case.num_domains * case.num_synthetic
+        image = image_work(replace(case, num_classes=domains))
+        parts += [
+            (domains * case.batch_real + case.inner_epochs * views, image.to_weights),
+            (views, image.matched),
+        ]
+    return _total(*parts)
+
+
+def mtt_work(case: Case, dam: bool) -> Work:
+    """One step of MTT: a student for each branch, with batches of as many images as there are."""
+    parts = []
+    for outputs in (case.num_classes, case.num_domains) if dam else (case.num_classes,):
+        image = image_work(replace(case, num_classes=outputs))
+        parts += [
+            (case.num_synthetic, image.matched),
+            ((case.student_steps - 1) * case.num_synthetic, image.unrolled),
+        ]
+    return _total(*parts)
+
+
+def expert_work(case: Case) -> Work:
+    """One epoch of all experts of a case."""
+    image = image_work(case)
+    return _total((case.experts * case.expert_batches * case.batch_real, image.to_weights))

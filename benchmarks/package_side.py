@@ -1,15 +1,15 @@
-"""The package's contenders, run as its users run them."""
+"""The package's contenders for DM and the evaluation, run as its users run them."""
 
 from typing import Literal
 
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cases import SEED, Case
 from benchmarks.contender import Contender
 from benchmarks.data import RandomImages, random_images
+from benchmarks.package_step import ModuleStep
 from dam_lightning import DM
 from dam_lightning.evaluation import Recipe
 from dam_lightning.evaluation.evaluator import Evaluator, train_networks
@@ -21,7 +21,6 @@ __all__ = [
     "condenser",
     "losses",
     "recipe",
-    "step_outcome",
     "synthetic_set",
 ]
 
@@ -69,14 +68,8 @@ def losses(
     }
 
 
-@torch.no_grad()
-def step_outcome(loss: Tensor | float, images: Tensor, start: Tensor) -> dict[str, float]:
-    """What a step computed: the class loss plus the weighted domain loss, and the images."""
-    return {"loss": float(loss), "distance of the images": float((images - start).norm())}
-
-
-class PackageStep(Contender):
-    """One step of DM: draw and gather a batch, training_step, backward, optimiser.
+class PackageStep(ModuleStep):
+    """One step of DM.
 
     Args:
         case: the sizes.
@@ -92,29 +85,8 @@ class PackageStep(Contender):
         dam: bool,
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
     ) -> None:
-        self._batches = iter(random_images(case, device, domains=dam).train_dataloader())
-        self._module = condenser(case, dam).to(device)
-        self._start = self._module.images.detach().clone()
-        self._optimizer = self._module.configure_optimizers()
-        # What the Trainer wraps around training_step.
-        self._precision = (
-            Precision() if precision == "32-true" else MixedPrecision(precision, device.type)
-        )
-        self._loss: Tensor
-
-    def run(self) -> None:
-        """One step, in the order of Lightning's automatic optimisation."""
-        batch = next(self._batches)
-        with self._precision.train_step_context():
-            loss = self._module.training_step(batch, batch.step)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._loss = loss.detach()
-
-    def outcome(self) -> dict[str, float]:
-        """Loss of the step, and where the images are after it."""
-        return step_outcome(self._loss, self._module.images, self._start)
+        data = random_images(case, device, domains=dam)
+        super().__init__(data, condenser(case, dam).to(device), precision)
 
 
 class PackageEvaluation(Contender):

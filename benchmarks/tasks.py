@@ -8,9 +8,15 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.contender import Contender
-from benchmarks.floor import Work, evaluation_work, step_work
+from benchmarks.floor import Work, dc_work, evaluation_work, expert_work, mtt_work, step_work
 from benchmarks.machine import Precision
+from benchmarks.package_dc import PackageDC
+from benchmarks.package_experts import PackageExperts
+from benchmarks.package_mtt import PackageMTT
 from benchmarks.package_side import PackageEvaluation, PackageStep
+from benchmarks.reference_dc import ReferenceDC
+from benchmarks.reference_experts import ReferenceExperts
+from benchmarks.reference_mtt import ReferenceMTT
 from benchmarks.reference_side import ReferenceEvaluation, ReferenceStep
 from dam_lightning.functional import DSA
 
@@ -65,6 +71,47 @@ def _step(name: str, dam: bool) -> Task:
     )
 
 
+def _dc(name: str, dam: bool) -> Task:
+    return Task(
+        name,
+        partial(dc_work, dam=dam),
+        {
+            REFERENCE: Entry(partial(ReferenceDC, dam=dam)),
+            "ours": Entry(partial(PackageDC, dam=dam)),
+        },
+    )
+
+
+def _mtt(name: str, dam: bool) -> Task:
+    # Gradients through many steps in float32 keep fewer digits.
+    tolerance = 1e-3
+    return Task(
+        name,
+        partial(mtt_work, dam=dam),
+        {
+            REFERENCE: Entry(partial(ReferenceMTT, dam=dam)),
+            "ours": Entry(partial(PackageMTT, dam=dam), tolerance),
+            "ours, full unroll": Entry(partial(PackageMTT, dam=dam, adjoint=False), tolerance),
+        },
+    )
+
+
+def _experts(name: str) -> Task:
+    return Task(
+        name,
+        expert_work,
+        {
+            REFERENCE: Entry(ReferenceExperts),
+            "ours": Entry(PackageExperts),
+            "ours, compiled": Entry(partial(PackageExperts, compiled=True)),
+            "ours, side by side": Entry(partial(PackageExperts, together=True)),
+            "ours, side by side, compiled": Entry(
+                partial(PackageExperts, together=True, compiled=True)
+            ),
+        },
+    )
+
+
 def _evaluation(name: str, augmentation: str | None) -> Task:
     return Task(
         name,
@@ -81,6 +128,11 @@ TASKS = {
     for task in (
         _step("DM step", dam=False),
         _step("DM+DAM step", dam=True),
+        _dc("DC step", dam=False),
+        _dc("DC+DAM step", dam=True),
+        _mtt("MTT step", dam=False),
+        _mtt("MTT+DAM step", dam=True),
+        _experts("experts"),
         _evaluation("evaluation", DSA),
         # The reference augments image by image; without augmentation the networks stand alone.
         _evaluation("evaluation, no DSA", None),

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +14,49 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
+from benchmarks import memory
 from benchmarks.cases import Case
 from benchmarks.contender import Contender
-from benchmarks.floor import Floor, Work, evaluation_work, image_work, step_work
+from benchmarks.floor import (
+    Floor,
+    Work,
+    dc_work,
+    evaluation_work,
+    expert_work,
+    image_work,
+    mtt_work,
+    step_work,
+)
+from benchmarks.live_bytes import LiveBytes
 from benchmarks.machine import Rates
 from benchmarks.measure import UnequalError, interleaved
+from benchmarks.package_dc import PackageDC
+from benchmarks.package_experts import PackageExperts
+from benchmarks.package_mtt import PackageMTT
 from benchmarks.package_side import PackageStep
 from benchmarks.report import Row
-from benchmarks.tasks import REFERENCE, Entry, Task
+from benchmarks.tasks import REFERENCE, TASKS, Entry, Task
 
 CPU = torch.device("cpu")
 TINY = ["--width", "4", "--batch-real", "4", "--repeats", "1", "--epochs", "3", "--threads", "1"]
 NET = Case("net", 8, num_classes=3, depth=2, ipc=2, test_images_per_epoch=5, width=4)
+SECOND_ORDER = replace(NET, batch_real=8, inner_epochs=2, student_steps=4, experts=3)
 
 ROWS = [
     ("DM step", "ours"),
     ("DM step", "ours, bf16-mixed"),
     ("DM+DAM step", "ours"),
     ("DM+DAM step", "ours, bf16-mixed"),
+    ("DC step", "ours"),
+    ("DC+DAM step", "ours"),
+    ("MTT step", "ours"),
+    ("MTT step", "ours, full unroll"),
+    ("MTT+DAM step", "ours"),
+    ("MTT+DAM step", "ours, full unroll"),
+    ("experts", "ours"),
+    ("experts", "ours, compiled"),
+    ("experts", "ours, side by side"),
+    ("experts", "ours, side by side, compiled"),
     ("evaluation", "ours"),
     ("evaluation, no DSA", "ours"),
 ]
@@ -48,7 +76,12 @@ def test_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *TINY, "--output", str(output)],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "8000000000"},
+        # Compiling takes a minute, whatever the sizes.
+        env={
+            **os.environ,
+            "MALLOC_TRIM_THRESHOLD_": "8000000000",
+            "TORCHDYNAMO_DISABLE": "1",
+        },
         capture_output=True,
         text=True,
         check=True,
@@ -140,6 +173,177 @@ def test_the_second_turn_is_compared_too(second: float) -> None:
         interleaved(task, NET, CPU, repeats=1)
 
 
+FREED_MEMORY = """
+import torch
+from benchmarks import measure
+from benchmarks.tasks import Entry, Task
+from tests.test_benchmarks import NET, Noting
+
+def fill(count):
+    return [torch.ones(1024) for _ in range(count)]
+
+class Filling(Noting):
+    def run(self):
+        fill(4096)
+
+def make(*_):
+    fill(4096)
+    return Filling("ours", [], [])
+
+measure.TASKS["filling"] = Task("filling", lambda _: None, {"ours": Entry(make)})
+print(measure._resident_peak("filling", "ours", NET, 1))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_that_preparations_freed_is_not_held_before() -> None:
+    """With the variables that the benchmarks' page recommends, the allocator keeps it."""
+    done = subprocess.run(
+        [sys.executable, "-c", FREED_MEMORY],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "8000000000"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) > 12 * 2**20
+
+
+@pytest.mark.parametrize("name", ["DC step", "DC+DAM step", "MTT step", "MTT+DAM step", "experts"])
+def test_both_sides_do_the_same(name: str) -> None:
+    """With inner training, batches that do not cover the views, and several experts."""
+    with torch.compiler.set_stance("force_eager"):
+        seconds = interleaved(TASKS[name], SECOND_ORDER, CPU, repeats=1)
+    assert len(seconds) == len(TASKS[name].entries)
+
+
+def outcomes(make: Callable[..., Contender], case: Case, turns: int = 2) -> list[dict[str, float]]:
+    contender = make(case, CPU)
+    found = []
+    for _ in range(turns):
+        contender.run()
+        found.append(contender.outcome())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "changed"),
+    [
+        (partial(PackageDC, dam=False), "inner_epochs"),
+        (partial(PackageDC, dam=True), "inner_epochs"),
+        (partial(PackageMTT, dam=False), "student_steps"),
+        (partial(PackageMTT, dam=True), "student_steps"),
+        (PackageExperts, "expert_batches"),
+    ],
+)
+def test_outcomes_tell_the_work_apart(make: Callable[..., Contender], changed: str) -> None:
+    """Were a part of the work left out or done twice, some outcome would be another."""
+    more = replace(SECOND_ORDER, **{changed: getattr(SECOND_ORDER, changed) + 1})
+    usual, other = outcomes(make, SECOND_ORDER), outcomes(make, more)
+    # Before the first step of DC there is no inner training.
+    assert (usual[0] == other[0]) == (changed == "inner_epochs")
+    for quantity, value in usual[1].items():
+        assert other[1][quantity] != pytest.approx(value, rel=1e-4), quantity
+
+
+def test_every_branch_is_compared() -> None:
+    plain, masked = {"loss", "distance of the images"}, {"gradient of the masks"}
+    sizes = {"gradient of the step sizes"}
+    for make, dam, expected in (
+        (PackageDC, False, plain),
+        (PackageDC, True, plain | masked),
+        (PackageMTT, False, plain | sizes),
+        (PackageMTT, True, plain | masked | sizes),
+    ):
+        (found,) = outcomes(partial(make, dam=dam), SECOND_ORDER, turns=1)
+        assert set(found) == expected
+
+
+def test_experts_are_new_in_every_run_and_as_many_as_asked_for() -> None:
+    for together in (False, True):
+        first, second = outcomes(partial(PackageExperts, together=together), SECOND_ORDER)
+        assert first != second
+        (single,) = outcomes(
+            partial(PackageExperts, together=together), replace(SECOND_ORDER, experts=1), turns=1
+        )
+        assert single["distance of the experts"] < first["distance of the experts"]
+
+
+def test_live_bytes_by_hand() -> None:
+    before = torch.zeros(1000)
+    live = LiveBytes()
+    with live:
+        first = before + 1
+        second = first * 2
+        del first
+        # A view, and what is written in place, are nothing new.
+        third = second.view(10, 100) + 1
+        third.mul_(2)
+        assert live.now() == 3 * 4000
+    assert live.peak == 3 * 4000
+    assert third.shape == (10, 100)
+
+
+def test_live_bytes_of_a_graph() -> None:
+    leaf = torch.zeros(1000, requires_grad=True)
+    live = LiveBytes()
+    with live:
+        # Autograd keeps the results of both.
+        result = leaf.exp().exp()
+        assert live.now() == 3 * 4000
+        result = result.detach().clone()
+        assert live.now() == 2 * 4000
+    assert live.peak == 4 * 4000
+
+
+@pytest.mark.parametrize("make", [partial(PackageDC, dam=True), partial(PackageMTT, dam=True)])
+def test_peak_bytes_follow_the_budget(make: Callable[..., Any]) -> None:
+    setting = memory.Setting("net", replace(SECOND_ORDER, student_steps=2), make, 1, 0)
+    small, large = (memory.peak_bytes(setting, budget) for budget in (1, 1000))
+    # Images, masks, their gradients and momentum.
+    images = 6 * 3 * 8 * 8 * 4
+    assert 3 * (images + 4 * images) < small < large
+
+
+def test_peak_bytes_of_a_student_grow_by_its_parameters() -> None:
+    def peak(steps: int) -> int:
+        case = replace(SECOND_ORDER, student_steps=steps)
+        setting = memory.Setting("net", case, partial(PackageMTT, dam=True), 1, 0)
+        return memory.peak_bytes(setting, 1000)
+
+    parameters = 4 * ((3 * 9 + 3) * 4 + (4 * 9 + 3) * 4 + (4 * 2 * 2 + 1) * 3)
+    # Besides, the draws of a step: indices and 14 numbers of augmentation for each image.
+    assert 10 * parameters < peak(14) - peak(4) < 10 * (parameters + 6 * 200)
+
+
+def test_the_memory_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for each setting and budget; the status tells of any that is over its limit."""
+    monkeypatch.setattr(memory, "be_quiet", lambda: None)
+    case = replace(SECOND_ORDER, student_steps=1)
+    wide = memory.Setting("wide", case, partial(PackageMTT, dam=False), 1, 2**40)
+    settings = {"narrow": replace(wide, name="narrow", limit=1), "wide": wide}
+    arguments = ["--width", "4", "--batch-real", "8", "--max-images", "2", "4"]
+    for chosen, status in ((["wide"], 0), (["narrow", "wide"], 1)):
+        monkeypatch.setattr(memory, "SETTINGS", {name: settings[name] for name in chosen})
+        assert memory.main(arguments) == status
+        lines = capsys.readouterr().out.splitlines()[2:]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        rows = [(name, budget) for name in chosen for budget in ("2", "4")]
+        assert [(name, budget) for name, budget, *_ in cells] == rows
+
+
+def test_the_settings_are_the_published_ones() -> None:
+    student, matched = (setting.case for setting in memory.SETTINGS.values())
+    assert (student.ipc, student.student_steps, student.width, student.num_domains) == (
+        (10, 30, 128, 4)
+    )
+    assert (matched.ipc, matched.batch_real, matched.width, matched.num_domains) == (
+        (50, 256, 128, 4)
+    )
+
+
 def test_operations_and_traffic_by_hand() -> None:
     """8x8 images, two blocks of four channels, three classes; a multiply and add are two."""
     first, second = 2 * (4 * 8 * 8) * (3 * 9), 2 * (4 * 4 * 4) * (4 * 9)
@@ -151,6 +355,12 @@ def test_operations_and_traffic_by_hand() -> None:
     assert work.to_images == Work(2 * (first + second), 5 * written)
     # The first layer needs no gradient for its input.
     assert work.to_weights == Work(2 * first + 3 * second + 3 * linear, 5 * written)
+    # The gradient of the weights; then, by weights and by what came from above, on the way up (of
+    # the first layer by its weights only), and back to the input on the way down, twice.
+    inner = 7 * (second + linear)
+    assert work.matched == Work(5 * first + inner, 12 * written)
+    # To the weights twice as well, but once in the first layer.
+    assert work.unrolled == Work(6 * first + inner + 2 * (second + linear), 12 * written)
 
 
 def test_operations_of_tasks() -> None:
@@ -161,6 +371,25 @@ def test_operations_of_tasks() -> None:
     trained, tested = 50 * 6, 50 * 5
     total = trained * image.to_weights.operations + tested * image.scored.operations
     assert evaluation_work(NET).operations == total
+
+
+def test_operations_of_second_order_tasks() -> None:
+    case = replace(NET, inner_epochs=5, student_steps=10)
+    of_classes, of_domains = image_work(case), image_work(replace(case, num_classes=4))
+    assert of_classes != of_domains
+    trained = (3 * 256 + 5 * 6) * of_classes.to_weights.operations
+    matching = trained + 6 * of_classes.matched.operations
+    assert dc_work(case, dam=False).operations == matching
+    trained = (4 * 256 + 5 * 4 * 6) * of_domains.to_weights.operations
+    matching += trained + 4 * 6 * of_domains.matched.operations
+    assert dc_work(case, dam=True).operations == matching
+
+    student = 6 * (9 * of_classes.unrolled.operations + of_classes.matched.operations)
+    assert mtt_work(case, dam=False).operations == student
+    student += 6 * (9 * of_domains.unrolled.operations + of_domains.matched.operations)
+    assert mtt_work(case, dam=True).operations == student
+
+    assert expert_work(case).operations == 4 * 2 * 256 * of_classes.to_weights.operations
 
 
 def test_the_floor_is_the_larger_bound() -> None:
@@ -192,7 +421,10 @@ def test_unsteady_rows(seconds: list[float], reference: list[float], unsteady: b
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cases", "cifar10_ipc1,mnist"], "no case 'mnist'; choose from cifar10_ipc1, pacs_ipc1"),
+        (
+            ["--cases", "cifar10_ipc1,mnist"],
+            "no case 'mnist'; choose from cifar10_ipc1, cifar10_ipc10, pacs",
+        ),
         (["--repeats", "0"], "--repeats: must be at least 1, not 0"),
         (["--width", "wide"], "--width: invalid whole number value: 'wide'"),
         (["--device", "nowhere"], "'nowhere' cannot be used"),

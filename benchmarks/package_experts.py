@@ -1,0 +1,97 @@
+"""The package's contender for the training of experts."""
+
+import tempfile
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import SEED, Case
+from benchmarks.contender import Contender
+from benchmarks.data import RandomImages, random_images
+from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
+from dam_lightning.methods.expert_set import expert_budget
+from dam_lightning.methods.expert_store import ExpertStore
+from dam_lightning.methods.expert_training import train_experts
+
+__all__ = ["PackageExperts", "expert_images", "expert_outcome", "expert_recipe"]
+
+_EPOCHS = 1
+
+
+def expert_images(case: Case, device: torch.device) -> RandomImages:
+    """As many training images as fill the batches of a case's experts."""
+    data = random_images(case, device)
+    wanted = case.expert_batches * case.batch_real
+    data.train = data.train.subset(torch.arange(len(data.train)) < wanted)
+    return data
+
+
+def expert_recipe(case: Case) -> ExpertRecipe:
+    """The published one without augmentation, with the batches of a case."""
+    return ExpertRecipe(
+        backbone_args=case.backbone_args,
+        augmentation=None,
+        batch_size=case.batch_real,
+        seed=SEED,
+    )
+
+
+def expert_outcome(trajectories: list[Tensor]) -> dict[str, float]:
+    """Where training has led experts, from (epochs + 1, P) of each."""
+    ways = torch.stack([trajectory[-1] - trajectory[0] for trajectory in trajectories])
+    return {"distance of the experts": float(ways.norm())}
+
+
+class PackageExperts(Contender):
+    """One epoch of some experts, which are new in every run, and their files.
+
+    Args:
+        case: the sizes.
+        device: where to run.
+        together: all of them side by side; else as many as the package does on this device, which
+            is one on a CPU.
+        compiled: compile the step, before anything is measured.
+    """
+
+    def __init__(
+        self, case: Case, device: torch.device, together: bool = False, compiled: bool = False
+    ) -> None:
+        self._data = ExpertData(expert_images(case, device), None, device)
+        self._recipe = expert_recipe(case)
+        self._experts = case.experts
+        self._max_images = expert_budget(device)
+        if together:
+            self._max_images = max(self._max_images, case.experts * case.batch_real)
+        self._compiled = compiled
+        self._folder = tempfile.TemporaryDirectory()
+        description = self._data.describe(self._recipe)
+        size = self._data.network(self._recipe, 0).size
+        self._store = ExpertStore(Path(self._folder.name), description, size)
+        self._turns = count()
+        self._last = range(0)
+        if compiled:
+            self._train(range(-self._experts, 0))
+
+    def run(self) -> None:
+        """Train new experts."""
+        start = next(self._turns) * self._experts
+        self._last = range(start, start + self._experts)
+        self._train(self._last)
+
+    def _train(self, numbers: range) -> None:
+        for _ in train_experts(
+            self._store,
+            self._data,
+            self._recipe,
+            numbers,
+            _EPOCHS,
+            self._max_images,
+            self._compiled,
+        ):
+            pass
+
+    def outcome(self) -> dict[str, float]:
+        """Where the experts of the last run are."""
+        return expert_outcome([self._store.parameters(n, slice(None)) for n in self._last])
