@@ -1,8 +1,9 @@
 """What the command line makes of bad input: a table of what is done, said, returned and left.
 
 Every row is one command in a folder of its own, beside intact images (``own``), a finished run
-(``run``) and damaged or foreign files. It says what the command's last line must match, its exit
-status, and which files it may leave (as patterns); all others must be as they were.
+(``run``), two experts (``experts``) and damaged or foreign files. It says what the command's last
+line must match, its exit status, and which files it may leave (as patterns); all others must be as
+they were.
 """
 
 import re
@@ -28,6 +29,14 @@ QUICK = f"--trainer.accelerator cpu --trainer.max_steps 2 --model.backbone_args 
 DATA = "--data ImageFolder --data.image_size 8 --data.cache_dir cache --data.batch_real 2"
 FIT = f"fit --model DM --model.ipc 2 {DATA} --data.root own {QUICK}"
 TEST = f"test --model DM --model.ipc 2 {DATA} --data.root own {QUICK}"
+FIT_DC = FIT.replace("--model DM --model.ipc 2", "--model DC")
+EXPERTS = FIT.replace("DM --model.ipc 2", "Experts --model.count 2 --model.epochs 1").replace(
+    "--trainer.max_steps 2 ", ""
+)
+TEST_EXPERTS = EXPERTS.replace("fit", "test", 1)
+WAY = "--model.student_steps 2 --model.expert_epochs 1 --model.max_start_epoch 1"
+FIT_MTT = FIT.replace("DM", f"MTT {WAY} --model.experts.count 2")
+GIVEN_EXPERTS = f"{FIT_MTT} --model.experts.folder experts"
 RANDOM = "--trainer.accelerator cpu --model.recipe '{num_networks: 1, epochs: 1}'"
 EVALUATE = f"test --model Evaluation {DATA} --data.root own {RANDOM}"
 CACHE = ("cache/*.safetensors",)
@@ -336,6 +345,144 @@ TABLE = [
     Case("its old name", f"{FIT} --trainer.precision 16", r"precision must be one of .*got 16"),
     Case("FSDP", f"{FIT} --trainer.strategy fsdp", r"strategy fsdp cannot .*second-.*use ddp"),
     Case("DeepSpeed", f"{FIT} --trainer.strategy deepspeed_stage_2", r"deepspeed_stage_2 cannot"),
+    # DC.
+    Case(
+        "no published loops",
+        f"{FIT_DC} --model.ipc 7",
+        r"no published loops for ipc 7: give outer_loop and inner_loop \(ipc 1: 1 and 1,",
+    ),
+    Case("no outer loop", f"{FIT_DC} --model.outer_loop 0", "outer_loop must be .* got 0 and 1"),
+    Case("no inner step", f"{FIT_DC} --model.lr_network 0", "lr_network must be above 0, got 0"),
+    Case(
+        "an unknown distance",
+        f"{FIT_DC} --model.metric cosine",
+        r"\"metric\":.*'layerwise_cosine', 'mse', 'cos'",
+        status=2,
+    ),
+    Case(
+        "fewer classes than pseudo-domains for the second network",
+        f"{FIT_DC} --model.dam.num_domains 4 --model.domain_outputs classes",
+        r"second network 3 outputs, too few for dam\.num_domains 4; use domains",
+        left=CACHE,
+    ),
+    # MTT and its experts.
+    Case("a student of no step", f"{FIT_MTT} --model.student_steps 0", "student_steps must be at"),
+    Case("a step size of 0", f"{FIT_MTT} --model.initial_step_size 0", "initial_step_size must be"),
+    Case(
+        "experts for less long than is read",
+        f"{FIT_MTT} --model.experts.epochs 2 --model.max_start_epoch 3",
+        r"experts\.epochs is 2, but max_start_epoch 3 and expert_epochs 1 read 3: raise it",
+    ),
+    Case(
+        "experts that were trained for less long",
+        f"{GIVEN_EXPERTS} --model.max_start_epoch 3",
+        r"experts in experts/class were trained 1 epoch.*read 3: train them on with Experts",
+        left=CACHE,
+    ),
+    Case(
+        "experts of another backbone",
+        f"{GIVEN_EXPERTS} --model.backbone_args.width 5",
+        r"in experts/class are others than .*: backbone_args .*'width': 4.* there, .*'width': 5",
+        left=CACHE,
+    ),
+    Case(
+        "experts of another recipe",
+        f"{GIVEN_EXPERTS} --model.experts.lr 0.1",
+        r"in experts/class are others than .*: lr 0\.01 there, 0\.1 here\. Use their",
+        left=CACHE,
+    ),
+    Case(
+        "experts of other images",
+        f"{GIVEN_EXPERTS} --data.image_size 9",
+        r"in experts/class are others than .*image_shape \[3, 8, 8\] there, \[3, 9, 9\] here",
+        left=CACHE,
+    ),
+    Case(
+        "a truncated expert",
+        GIVEN_EXPERTS,
+        r"experts/class/expert_0001\.safetensors is no expert, or is damaged \(.*: delete it",
+        cut("experts/class/expert_0001.safetensors"),
+        left=CACHE,
+    ),
+    Case(
+        "a text as expert",
+        f"{EXPERTS} --model.folder experts",
+        r"experts/class/expert_0000\.safetensors is no expert, or is damaged \(.*: delete it",
+        text("experts/class/expert_0000.safetensors"),
+        left=CACHE,
+    ),
+    Case(
+        "steps for experts",
+        f"{EXPERTS} --trainer.max_steps 2",
+        r"Experts stop by themselves, after 1 epochs: leave out max_steps",
+        left=CACHE,
+    ),
+    Case("no expert", f"{FIT_MTT} --model.experts.count 0", r"experts\.count must be at least 1"),
+    Case(
+        "an unknown option of experts",
+        f"{FIT_MTT} --model.experts.counts 3",
+        r"\"experts\": Unexpected keys: \{'counts'\}",
+        status=2,
+    ),
+    Case(
+        "batch normalisation with MTT",
+        f"{FIT_MTT} --model.backbone_args.norm batchnorm",
+        r"with batch normalisation cannot be an expert: .*use norm: instancenorm",
+        left=CACHE,
+    ),
+    Case(
+        "batch normalisation with Experts",
+        f"{EXPERTS} --model.backbone_args.norm batchnorm",
+        r"with batch normalisation cannot be an expert: .*use norm: instancenorm",
+        left=CACHE,
+    ),
+    Case(
+        "experts that diverge",
+        f"{FIT_MTT} --model.experts.lr 1e38 --model.max_start_epoch 2",
+        r"expert 0 has parameters that are not finite after epoch \d: lower .* lr \(now 1e\+38\)",
+        left=CACHE,
+    ),
+    Case(
+        "a test of no experts",
+        TEST_EXPERTS,
+        r"2 of 2 experts are missing in cache/experts/ImageFolder-class-\w+: fit them first",
+        left=CACHE,
+    ),
+    Case(
+        "a checkpoint of DM for MTT",
+        f"{GIVEN_EXPERTS} --ckpt_path run/last.ckpt",
+        r"this is a checkpoint of DM, not of MTT; give the class it was made with",
+        left=CACHE,
+    ),
+    # Whitening.
+    Case(
+        "images too large to be whitened",
+        f"{FIT_MTT} --data.zca true --data.image_size 64",
+        r"3 x 64 x 64 = 12288 values cannot be whitened, the limit is 3072: set zca to false",
+        left=CACHE,
+    ),
+    Case(
+        "whitened images for a checkpoint of others",
+        f"{FIT} --data.zca true --ckpt_path run/last.ckpt",
+        r"the data have zca True, those of the checkpoint False; give --data\.zca false",
+        left=(*CACHE, "cache/zca-*"),
+    ),
+    # Runs that diverge.
+    Case("no patience", f"{FIT} --model.max_skipped 0", "max_skipped must be at least 1, got 0"),
+    Case("no loss allowed", f"{FIT} --model.max_loss 0", "max_loss must be above 0, got 0"),
+    Case(
+        "images that begin beyond their limit",
+        f"{FIT} --model.max_value 2",
+        r"the images begin with values up to 3\.\d+, beyond max_value 2\.0: raise it",
+        left=RUN,
+    ),
+    Case(
+        "a step size far too high",
+        f"{FIT} --model.lr_images 1e30 --model.max_skipped 2",
+        r"in 2 steps in a row .*beyond max_value: 2 times\)\. Try a smaller lr_images "
+        r"\(now 1e\+30\), or init: real\. .*/lightning_logs/version_0/condensed\.safetensors$",
+        left=(*RUN, "lightning_logs/version_0/condensed.safetensors"),
+    ),
 ]
 
 
@@ -346,11 +493,12 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Intact images and a finished run."""
+    """Intact images, a finished run and two experts."""
     folder = tmp_path_factory.mktemp("ground")
     fill(folder / "own", TWO_DOMAINS)
     assert run(shlex.split(FIT), folder).returncode == 0
     shutil.move(folder / "lightning_logs" / "version_0", folder / "run")
+    assert run([*shlex.split(EXPERTS), "--model.folder", "experts"], folder).returncode == 0
     shutil.rmtree(folder / "lightning_logs")
     shutil.rmtree(folder / "cache")
     return folder
@@ -418,6 +566,18 @@ def test_a_process_ends_with_the_line_and_the_status(ground: Path, flag: list[st
     last = done.stderr.splitlines()[-1]
     assert "There is no folder gone. Give as root one with images" in last
     assert ("Traceback" in done.stderr) == bool(flag)
+
+
+def test_experts_in_two_processes(ground: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(ground, folder)
+    before = contents(folder)
+    done = run([*shlex.split(EXPERTS), "--trainer.devices", "2"], folder)
+    check_left(before, folder, CACHE)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: Experts are trained in one process: use devices=1")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_defect_shows_where_it_is(
