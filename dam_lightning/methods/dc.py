@@ -256,7 +256,9 @@ class DC(Condenser):
         (G, N, C, H, W), (G,), (G, N) -> (G, P)
         """
         parameters = state.network.split(state.vector)
-        each = max(1, self.max_images // len(images))
+        # The graph of a gradient that is differentiated again is twice as large.
+        budget = self.max_images // 2 if images.requires_grad else self.max_images
+        each = max(1, budget // len(images))
         starts = range(0, images.shape[1], each)
         total = torch.zeros(
             len(images), state.network.size, dtype=images.dtype, device=images.device

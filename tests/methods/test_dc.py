@@ -490,8 +490,9 @@ def test_activations_stay_within_the_budget(
         again.clear()
         stepped(built(ipc=4, dam=DAM, max_images=max_images), data, 1)
         assert max(sizes) == most
-        # Groups of 6 real and 12 synthetic images are cut, or not.
-        assert again.count(5) == (3 + 4 + 2 * 4 if max_images == 5 else 0)
+        # Groups of 6 real images are cut, or not; those of 4 images and 12 views at half of it.
+        assert again.count(5) == (3 + 4 if max_images == 5 else 0)
+        assert again.count(max_images // 2) == (2 * 3 + 6 * 4 if max_images == 5 else 2 * 4)
 
 
 # The same bits.
