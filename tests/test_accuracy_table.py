@@ -313,7 +313,10 @@ def test_tables() -> None:
         (["--configs", "no/such.yaml"], "no YAML file with a model at no/such.yaml"),
         (["--configs", "digits/dm_ipc1.yaml", "--for", "d", "-x 1"], "no config of this name"),
         (["--configs", "digits/dm_ipc1.yaml", "--for", "dm", "--config x"], "--config: each run"),
-        (["--configs", "digits/dm_ipc1.yaml", "--", "--model.ledger=l"], "--model.ledger=l: not "),
+        (
+            ["--configs", "digits/dm_ipc1.yaml", "--", "--model.ledger=l"],
+            "--model.ledger=l: each run",
+        ),
         (["--configs", "a.yaml", "--frequency", "1"], "unrecognized arguments: --frequency 1"),
     ],
 )
