@@ -312,7 +312,7 @@ class Condenser(EvaluatingModule):
     @property
     def max_images(self) -> int:
         """Images whose activations may be in memory together."""
-        return self._max_images or (256 if self.device.type == "cpu" else 1024)
+        return self._max_images or (256 if self.device.type == "cpu" else self._accelerator_budget)
 
     def fresh_network(
         self, step: int, stream: str = "network", num_outputs: int | None = None
@@ -634,6 +634,7 @@ class Condenser(EvaluatingModule):
     # Building.
 
     _saved_steps = 0
+    _accelerator_budget = 1024
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -70,7 +70,9 @@ class DC(Condenser):
             step; ``"none"``.
         recipe: as in `Condenser`, but the augmentation is that of DM's protocol unless given, since
             the paper tests all methods by it.
-        **options: of `Condenser`.
+        **options: of `Condenser`; ``max_images`` is 512 instead of 1024 where it is not given and
+        the
+            device no CPU.
 
     Raises:
         ValueError: if an argument is out of its range, or there are no published loops for ``ipc``.
@@ -124,6 +126,9 @@ class DC(Condenser):
         self._loaded: dict[str, Any] | None = None
 
     # The networks.
+
+    # Gradients with respect to weights, and their graphs, take twice what embeddings take.
+    _accelerator_budget = 512
 
     def setup(self, stage: str) -> None:
         """In addition, try the backbone and its options before anything is begun.
