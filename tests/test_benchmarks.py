@@ -30,12 +30,13 @@ from benchmarks.floor import (
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.machine import Rates
 from benchmarks.measure import UnequalError, interleaved
-from benchmarks.package_dc import PackageDC
+from benchmarks.package_dc import PackageDC, dc_condenser
 from benchmarks.package_experts import PackageExperts
 from benchmarks.package_mtt import PackageMTT
 from benchmarks.package_side import PackageStep
 from benchmarks.report import Row
 from benchmarks.tasks import REFERENCE, TASKS, Entry, Task
+from dam_lightning import DC, MTT
 
 CPU = torch.device("cpu")
 TINY = ["--width", "4", "--batch-real", "4", "--repeats", "1", "--epochs", "3", "--threads", "1"]
@@ -298,7 +299,7 @@ def test_live_bytes_of_a_graph() -> None:
 
 @pytest.mark.parametrize("make", [partial(PackageDC, dam=True), partial(PackageMTT, dam=True)])
 def test_peak_bytes_follow_the_budget(make: Callable[..., Any]) -> None:
-    setting = memory.Setting("net", replace(SECOND_ORDER, student_steps=2), make, 1, 0)
+    setting = memory.Setting("net", replace(SECOND_ORDER, student_steps=2), make, 1, (), 0)
     small, large = (memory.peak_bytes(setting, budget) for budget in (1, 1000))
     # Images, masks, their gradients and momentum.
     images = 6 * 3 * 8 * 8 * 4
@@ -308,7 +309,7 @@ def test_peak_bytes_follow_the_budget(make: Callable[..., Any]) -> None:
 def test_peak_bytes_of_a_student_grow_by_its_parameters() -> None:
     def peak(steps: int) -> int:
         case = replace(SECOND_ORDER, student_steps=steps)
-        setting = memory.Setting("net", case, partial(PackageMTT, dam=True), 1, 0)
+        setting = memory.Setting("net", case, partial(PackageMTT, dam=True), 1, (), 0)
         return memory.peak_bytes(setting, 1000)
 
     parameters = 4 * ((3 * 9 + 3) * 4 + (4 * 9 + 3) * 4 + (4 * 2 * 2 + 1) * 3)
@@ -322,7 +323,7 @@ def test_the_memory_command(
     """A row for each setting and budget; the status tells of any that is over its limit."""
     monkeypatch.setattr(memory, "be_quiet", lambda: None)
     case = replace(SECOND_ORDER, student_steps=1)
-    wide = memory.Setting("wide", case, partial(PackageMTT, dam=False), 1, 2**40)
+    wide = memory.Setting("wide", case, partial(PackageMTT, dam=False), 1, (8,), 2**40)
     settings = {"narrow": replace(wide, name="narrow", limit=1), "wide": wide}
     arguments = ["--width", "4", "--batch-real", "8", "--max-images", "2", "4"]
     for chosen, status in ((["wide"], 0), (["narrow", "wide"], 1)):
@@ -332,16 +333,23 @@ def test_the_memory_command(
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
         rows = [(name, budget) for name in chosen for budget in ("2", "4")]
         assert [(name, budget) for name, budget, *_ in cells] == rows
+    memory.main(arguments[:4])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["8", "8"]
 
 
 def test_the_settings_are_the_published_ones() -> None:
-    student, matched = (setting.case for setting in memory.SETTINGS.values())
+    mtt, dc = memory.SETTINGS.values()
+    student, matched = mtt.case, dc.case
     assert (student.ipc, student.student_steps, student.width, student.num_domains) == (
         (10, 30, 128, 4)
     )
     assert (matched.ipc, matched.batch_real, matched.width, matched.num_domains) == (
         (50, 256, 128, 4)
     )
+    assert dc.budgets == (dc_condenser(matched, True).max_images, DC._accelerator_budget)
+    (budget,) = mtt.budgets
+    assert student.num_synthetic < 256 < budget == MTT._accelerator_budget
 
 
 def test_operations_and_traffic_by_hand() -> None:
