@@ -39,7 +39,7 @@ FIT_MTT = FIT.replace("DM", f"MTT {WAY} --model.experts.count 2")
 GIVEN_EXPERTS = f"{FIT_MTT} --model.experts.folder experts"
 RANDOM = "--trainer.accelerator cpu --model.recipe '{num_networks: 1, epochs: 1}'"
 EVALUATE = f"test --model Evaluation {DATA} --data.root own {RANDOM}"
-CACHE = ("cache/*.safetensors",)
+CACHE = ("cache/*",)
 RUN = (*CACHE, "lightning_logs/version_0/*")
 
 

@@ -12,15 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dam_lightning.data.base import ResidentDataModule
-from dam_lightning.data.decoding import ListedFile, Resize, decode
-from dam_lightning.data.resident import (
-    CACHE_VERSION,
-    Split,
-    content_fingerprint,
-    load_splits,
-    write_splits,
-)
-from dam_lightning.files import check_writable
+from dam_lightning.data.building import build_splits
+from dam_lightning.data.decoding import ListedFile, Resize
+from dam_lightning.data.resident import CACHE_VERSION, Split
+from dam_lightning.data.split_cache import load_splits, prepare_splits
 
 __all__ = ["FolderDataModule", "FolderListing", "is_image"]
 
@@ -39,7 +34,7 @@ class FolderListing(NamedTuple):
 
 
 class FolderDataModule(ResidentDataModule):
-    """A dataset made of image files, decoded once into a cache file.
+    """A dataset made of image files, decoded once into a cache.
 
     A dataset is a subclass that implements :meth:`list_files`. The cache is keyed by the files'
     folder, paths, sizes and times of modification, so that a changed dataset is decoded again.
@@ -86,8 +81,7 @@ class FolderDataModule(ResidentDataModule):
 
     def prepare_data(self) -> None:
         """Decode the images into the cache, where that was not done before."""
-        if not self._cache_file.exists():
-            self._build()
+        prepare_splits(self._cache_folder, self._build)
 
     def load_splits(self) -> Mapping[str, Split]:
         """The decoded splits, from the cache; a damaged or missing cache is built again.
@@ -96,7 +90,7 @@ class FolderDataModule(ResidentDataModule):
             ValueError: unreadable images, which were left out, were all of a split or all training
                 images of a class.
         """
-        splits, metadata = load_splits(self._cache_file, self._build)
+        splits, metadata = load_splits(self._cache_folder, self._build)
         self.fingerprint = metadata["fingerprint"]
         self._check_left_out(splits)
         return splits
@@ -112,7 +106,7 @@ class FolderDataModule(ResidentDataModule):
         return {"train": train, "test": test} | ({} if val is None else {"val": val})
 
     @cached_property
-    def _cache_file(self) -> Path:
+    def _cache_folder(self) -> Path:
         root = self._listing.root
         digest = blake2b(digest_size=16)
         names = (*self.class_names, *self.domain_names)
@@ -129,16 +123,21 @@ class FolderDataModule(ResidentDataModule):
                     line = (*line, status.st_size, status.st_mtime_ns)
                 digest.update(repr(line).encode())
         name = f"{type(self).__name__.lower()}-{self.image_size}px-{digest.hexdigest()}"
-        return self.cache_dir / f"{name}.safetensors"
+        return self.cache_dir / name
 
     def _build(self) -> None:
         root, listed = self._listing.root, self._listed
-        check_writable(self.cache_dir, "cache_dir")
         count = sum(len(files) for files in listed.values())
-        rank_zero_info(f"Decoding {count} images of {root} into {self._cache_file}")
-        splits = decode(root, listed, self.image_size, self.resize, self.skip_unreadable)
-        fingerprint = content_fingerprint(splits["train"], self.class_names)
-        write_splits(self._cache_file, splits, {"fingerprint": fingerprint})
+        rank_zero_info(f"Decoding {count} images of {root} into {self._cache_folder}")
+        build_splits(
+            self._cache_folder,
+            root,
+            listed,
+            self.class_names,
+            self.image_size,
+            self.resize,
+            self.skip_unreadable,
+        )
         self._decoded = True
 
     def _check_left_out(self, splits: Mapping[str, Split]) -> None:

@@ -8,7 +8,27 @@ from torch import Tensor
 from dam_lightning.data.resident import to_device
 from dam_lightning.functional import Whitening, whiten
 
-__all__ = ["Normalisation"]
+__all__ = ["Normalisation", "channel_statistics"]
+
+_CHUNK = 4096
+"""Images that are summed together."""
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in units of pixels in [0, 1], to 4 decimals.
+
+    Args:
+        images: (N, C, H, W) uint8.
+    """
+    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    for chunk in torch.split(images, _CHUNK):
+        values = chunk.cpu().double().div_(255)
+        sums += torch.stack([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))])
+    mean, square = sums / (images.numel() / images.shape[1])
+    deviation = (square - mean.square()).clamp(min=0).sqrt()
+    # Channels that do not vary are not divided by 0.
+    deviation[deviation < 1e-4] = 1.0
+    return tuple(mean.numpy().round(4).tolist()), tuple(deviation.numpy().round(4).tolist())
 
 
 class Normalisation:

@@ -1,14 +1,16 @@
 """Decoded images, kept as uint8, and gathered by index where they lie.
 
-A :class:`Split` is one part of a dataset as tensors. :func:`write_splits` and :func:`read_splits`
-keep decoded splits in a cache file; :func:`write_tensors` and :func:`read_tensors` do the same for
-any other result. Cache files are safetensors: reading one cannot execute anything.
+A :class:`Split` is one part of a dataset as tensors; :mod:`dam_lightning.data.split_cache` keeps it
+on disk. :func:`write_tensors` and :func:`read_tensors` do the same for any other result. Cache
+files
+are safetensors: reading one cannot execute anything.
 """
 
 import json
+import math
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -23,16 +25,20 @@ __all__ = [
     "Split",
     "content_fingerprint",
     "default_cache_dir",
-    "load_splits",
-    "read_splits",
+    "part_fingerprint",
+    "piece_digest",
+    "piece_digests",
+    "piece_length",
     "read_tensors",
     "to_device",
-    "write_splits",
     "write_tensors",
 ]
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Raised whenever a cache file of an earlier version must not be read any more."""
+
+_PIECE_BYTES = 2**22
+"""Pixels that are decoded, checked and written together: 341 images of 64 x 64."""
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -83,11 +89,19 @@ class Split:
         """The same split with its images on ``device``; labels and domains stay on the CPU."""
         return Split(self.images.to(device), self.labels, self.domains, self.paths)
 
-    def subset(self, indices: Tensor) -> "Split":
-        """A copy of some of the images, by number: (K,) int64 or (N,) bool, on the CPU."""
-        numbers = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
+    def subset(self, chosen: Tensor) -> "Split":
+        """Some of the images, by number: (K,) int64 or (N,) bool, on the CPU.
+
+        Images that follow one another are not copied.
+        """
+        numbers = chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen
+        first = int(numbers[0]) if len(numbers) else 0
+        if torch.equal(numbers, torch.arange(first, first + len(numbers))):
+            images = self.images[first : first + len(numbers)]
+        else:
+            images = self.images.index_select(0, numbers.to(self.images.device))
         return Split(
-            self.images.index_select(0, numbers.to(self.images.device)),
+            images,
             self.labels[numbers],
             self.domains[numbers],
             [self.paths[number] for number in numbers.tolist()],
@@ -110,15 +124,51 @@ class Split:
         return picked.view(*indices.shape, *self.images.shape[1:])
 
 
-def content_fingerprint(train: Split, class_names: Sequence[str]) -> str:
+def piece_length(image_shape: Sequence[int]) -> int:
+    """Images of a piece, by the (C, H, W) of one; the last piece of a split may have fewer."""
+    return max(1, _PIECE_BYTES // max(1, math.prod(image_shape)))
+
+
+def piece_digest(images: Tensor) -> str:
+    """Hex digest of the pixels of one piece."""
+    return blake2b(images.cpu().contiguous().numpy().data, digest_size=16).hexdigest()
+
+
+def piece_digests(images: Tensor) -> list[str]:
+    """Hex digest of each piece of a split's pixels, (N, C, H, W) uint8."""
+    length = piece_length(images.shape[1:])
+    return [piece_digest(piece) for piece in torch.split(images, length)] if len(images) else []
+
+
+def content_fingerprint(
+    train: Split, class_names: Sequence[str], digests: Sequence[str] | None = None
+) -> str:
     """Hex digest of the decoded training images, their labels, domains and class names.
 
     Equal fingerprints mean equal training data, wherever the files came from.
+
+    Args:
+        train: the training split.
+        class_names: in the order of the labels.
+        digests: of the pixels' pieces, where they are known; see :func:`piece_digests`.
     """
     digest = blake2b(digest_size=16)
-    digest.update(json.dumps([list(train.images.shape), list(class_names)]).encode())
-    for tensor in (train.images, train.labels, train.domains):
-        digest.update(tensor.cpu().contiguous().numpy().data)
+    pieces = piece_digests(train.images) if digests is None else list(digests)
+    digest.update(json.dumps([list(train.images.shape), list(class_names), pieces]).encode())
+    for tensor in (train.labels, train.domains):
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
+
+
+def part_fingerprint(whole: str, chosen: Tensor) -> str:
+    """Hex digest of part of the training data, from that of the whole.
+
+    Args:
+        whole: fingerprint of the data that the part is chosen of.
+        chosen: (N,) bool, the images of the part.
+    """
+    digest = blake2b(whole.encode(), digest_size=16)
+    digest.update(chosen.numpy().data)
     return digest.hexdigest()
 
 
@@ -177,56 +227,3 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         return None
     checksum = metadata.pop("checksum", None)
     return (tensors, metadata) if checksum == _checksum(tensors, metadata) else None
-
-
-def write_splits(path: Path, splits: Mapping[str, Split], metadata: Mapping[str, str]) -> None:
-    """Write decoded splits and some text to a cache file; see :func:`write_tensors`."""
-    tensors: dict[str, Tensor] = {}
-    paths: dict[str, list[str]] = {}
-    for name, split in splits.items():
-        tensors[f"{name}.images"] = split.images
-        tensors[f"{name}.labels"] = split.labels
-        tensors[f"{name}.domains"] = split.domains
-        paths[name] = split.paths
-    write_tensors(path, tensors, {**metadata, "paths": json.dumps(paths)})
-
-
-def read_splits(path: Path) -> tuple[dict[str, Split], dict[str, str]] | None:
-    """Splits and text as given to :func:`write_splits`, or None; see :func:`read_tensors`."""
-    found = read_tensors(path)
-    if found is None:
-        return None
-    tensors, metadata = found
-    try:
-        paths: dict[str, list[str]] = json.loads(metadata.pop("paths"))
-        splits = {
-            name: Split(
-                tensors[f"{name}.images"],
-                tensors[f"{name}.labels"],
-                tensors[f"{name}.domains"],
-                listed,
-            )
-            for name, listed in paths.items()
-        }
-    except (KeyError, ValueError):  # intact, but no splits
-        return None
-    return splits, metadata
-
-
-def load_splits(path: Path, build: Callable[[], None]) -> tuple[dict[str, Split], dict[str, str]]:
-    """As :func:`read_splits`, but a missing or damaged cache file is built first.
-
-    Args:
-        path: the cache file.
-        build: writes it.
-
-    Raises:
-        OSError: it cannot be read back.
-    """
-    found = read_splits(path)
-    if found is None:
-        build()
-        found = read_splits(path)
-    if found is None:
-        raise OSError(f"the cache file {path} cannot be read back after writing it")
-    return found

@@ -1,5 +1,6 @@
 """Image files of every kind, intact and not."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from PIL import Image, ImageOps
 
 from dam_lightning.data import Split
-from dam_lightning.data.decoding import ListedFile, decode, read_image
+from dam_lightning.data.building import build_splits
+from dam_lightning.data.decoding import ListedFile, Resize, read_image
 from dam_lightning.data.folders import is_image
+from dam_lightning.data.split_cache import read_splits
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -18,8 +21,25 @@ def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.nda
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def decoded(folder: Path, files: list[ListedFile], size: int, *options: Any, **named: Any) -> Split:
-    return decode(folder, {"train": files}, size, *options, **named)["train"]
+def decoded(
+    folder: Path,
+    files: list[ListedFile],
+    size: int,
+    resize: Resize = "squash",
+    skip_unreadable: bool = False,
+) -> Split:
+    return decoded_splits(folder, {"train": files}, size, resize, skip_unreadable)["train"]
+
+
+def decoded_splits(
+    folder: Path, files: dict[str, list[ListedFile]], size: int, *options: Any, **named: Any
+) -> dict[str, Split]:
+    """By way of a cache of their own."""
+    with tempfile.TemporaryDirectory() as cache:
+        build_splits(Path(cache), folder, files, ["cat", "dog", "emu"], size, *options, **named)
+        found = read_splits(Path(cache))
+    assert found is not None
+    return found[0]
 
 
 def pixel(path: Path, column: int, row: int = 0) -> tuple[int, ...]:
@@ -120,7 +140,7 @@ def test_odd_tags_beside_the_rotation_do_no_harm(tmp_path: Path) -> None:
 def test_whatever_an_image_raises_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    def broken(_: Path) -> Image.Image:
+    def broken(_: str) -> Image.Image:
         raise error
 
     monkeypatch.setattr("dam_lightning.data.decoding.read_image", broken)
@@ -195,8 +215,10 @@ def test_unreadable_images_are_named_and_counted(tmp_path: Path) -> None:
 def test_splits_are_read_and_counted_together(tmp_path: Path) -> None:
     files = damaged(tmp_path)
     with pytest.raises(ValueError, match=r"4 of 10 images cannot be read"):
-        decode(tmp_path, {"train": files[:4], "test": files[4:]}, 8)
-    splits = decode(tmp_path, {"train": files[:4], "test": files[4:]}, 8, skip_unreadable=True)
+        decoded_splits(tmp_path, {"train": files[:4], "test": files[4:]}, 8)
+    splits = decoded_splits(
+        tmp_path, {"train": files[:4], "test": files[4:]}, 8, skip_unreadable=True
+    )
     assert splits["train"].paths == ["good0.png", "good1.png"]
     assert splits["test"].paths == [f"good{number}.png" for number in range(2, 6)]
 
@@ -205,7 +227,7 @@ def test_unreadable_images_are_left_out_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("dam_lightning.data.decoding.rank_zero_info", said.append)
+    monkeypatch.setattr("dam_lightning.data.building.rank_zero_info", said.append)
     files = damaged(tmp_path)
     split = decoded(tmp_path, files, 8, skip_unreadable=True)
     intact = [file for file in files if file.path.startswith("good")]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dam_lightning.data import PACS, domain_folders, folders
-from dam_lightning.data.resident import read_splits
+from dam_lightning.data.split_cache import read_splits
 from tests.conftest import PER_CELL
 from tests.reference.fourier import pseudo_domains
 
@@ -169,9 +169,11 @@ def test_a_list_of_another_domain_is_refused(tiny_pacs: Path, pacs: MakePACS) ->
 
 def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     builds: list[Path] = []
-    decode = folders.decode
+    build_splits = folders.build_splits
     monkeypatch.setattr(
-        folders, "decode", lambda root, *rest: builds.append(root) or decode(root, *rest)
+        folders,
+        "build_splits",
+        lambda folder, root, *rest: builds.append(root) or build_splits(folder, root, *rest),
     )
     return builds
 
@@ -213,18 +215,20 @@ def test_a_changed_dataset_is_decoded_again(
     assert len(builds) == 1
 
 
+@pytest.mark.parametrize("damaged", ["index.safetensors", "train.images", "test.images"])
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
 def test_a_damaged_cache_is_built_again(
-    tiny_pacs: Path, pacs: MakePACS, tmp_path: Path, damage: str
+    tiny_pacs: Path, pacs: MakePACS, tmp_path: Path, damage: str, damaged: str
 ) -> None:
     first = ready(pacs(tiny_pacs))
-    (file,) = (tmp_path / "cache").iterdir()
+    (folder,) = (tmp_path / "cache").iterdir()
+    file = folder / damaged
     intact = file.read_bytes()
     file.unlink()  # the first module still maps the old file
-    file.write_bytes({"truncated": intact[:-100], "garbage": b"x" * 5000, "empty": b""}[damage])
+    file.write_bytes({"truncated": intact[:-100], "garbage": b"x" * len(intact), "empty": b""}[damage])
     second = ready(pacs(tiny_pacs))
     assert torch.equal(second.train.images, first.train.images)
-    assert read_splits(file) is not None
+    assert read_splits(folder) is not None
 
 
 def set_up_in_process(root: str, cache: str, barrier: Barrier, results: str, rank: int) -> None:

@@ -1,5 +1,6 @@
 """Gathering and the cache file."""
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -12,9 +13,10 @@ from dam_lightning.data.resident import (
     Split,
     content_fingerprint,
     default_cache_dir,
-    read_splits,
+    part_fingerprint,
+    piece_digests,
+    piece_length,
     read_tensors,
-    write_splits,
     write_tensors,
 )
 
@@ -55,22 +57,6 @@ def test_a_subset_is_a_copy_of_some_images() -> None:
         assert part.paths == ["1.png", "4.png"]
 
 
-def test_splits_survive_the_cache(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "cache.safetensors"
-    assert read_splits(path) is None
-    write_splits(path, {"train": make_split(6), "test": make_split(3)}, {"fingerprint": "abc"})
-    found = read_splits(path)
-    assert found is not None
-    splits, metadata = found
-    assert metadata == {"fingerprint": "abc"}
-    for name, number in (("train", 6), ("test", 3)):
-        for attribute in ("images", "labels", "domains"):
-            expected = getattr(make_split(number), attribute)
-            assert torch.equal(getattr(splits[name], attribute), expected)
-        assert splits[name].paths == make_split(number).paths
-    assert list(path.parent.iterdir()) == [path]  # no temporary file is left
-
-
 def test_damage_to_a_cache_file_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "cache.safetensors"
     write_tensors(path, {"a": torch.arange(1000), "b": torch.ones(7)}, {"key": "value"})
@@ -86,30 +72,6 @@ def test_damage_to_a_cache_file_is_noticed(tmp_path: Path) -> None:
         assert read_tensors(path) is None, position
     path.write_bytes(intact)
     assert read_tensors(path) is not None
-
-
-def test_damage_to_names_and_shapes_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "cache.safetensors"
-    write_splits(path, {"train": make_split(), "test": make_split()}, {"fingerprint": "abc"})
-    intact = path.read_bytes()
-    for old, new in (
-        (b'"abc"', b'"abd"'),
-        (b"3.png", b"7.png"),
-        (b"[6,3,4,4]", b"[6,4,3,4]"),
-        (b"train.labels", b"train.labelz"),
-        (b'"paths"', b'"pathz"'),
-    ):
-        assert old in intact
-        path.write_bytes(intact.replace(old, new, 1))
-        assert read_splits(path) is None, old
-
-
-def test_a_file_of_something_else_holds_no_splits(tmp_path: Path) -> None:
-    path = tmp_path / "cache.safetensors"
-    for paths in ({}, {"paths": "["}, {"paths": '{"train": []}'}):
-        write_tensors(path, {"a": torch.ones(1)}, paths)
-        assert read_tensors(path) is not None
-        assert read_splits(path) is None
 
 
 def test_what_killed_writers_left_is_removed_a_day_later(tmp_path: Path) -> None:
@@ -168,6 +130,22 @@ def test_the_fingerprint_sees_every_part_of_the_training_data() -> None:
         changed = make_split()
         getattr(changed, attribute).view(-1)[-1] += 1
         assert content_fingerprint(changed, names) != original
+
+
+def test_the_fingerprint_of_a_part_sees_the_whole_and_the_choice() -> None:
+    chosen = torch.arange(6) % 2 == 0
+    found = {part_fingerprint(whole, kept) for whole in "ab" for kept in (chosen, ~chosen)}
+    assert len(found) == 4
+    assert part_fingerprint("a", chosen.clone()) in found
+
+
+def test_the_fingerprint_is_the_same_from_the_digests_of_the_pieces() -> None:
+    split = make_split(100_000)
+    digests = piece_digests(split.images)
+    assert len(digests) == math.ceil(100_000 / piece_length((3, 4, 4))) == 2
+    assert content_fingerprint(split, ["a"], digests) == content_fingerprint(split, ["a"])
+    swapped = content_fingerprint(split, ["a"], digests[::-1])
+    assert swapped != content_fingerprint(split, ["a"])
 
 
 def test_the_cache_folder_follows_the_environment(

@@ -1,0 +1,200 @@
+"""The cache of decoded splits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from dam_lightning.data import Split, split_cache
+from dam_lightning.data.resident import piece_length, write_tensors
+from dam_lightning.data.split_cache import load_splits, prepare_splits, read_splits, write_splits
+
+INDEX = "index.safetensors"
+
+
+def make_split(number: int = 6, size: int = 4) -> Split:
+    shape = (number, 3, size, size)
+    pixels = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
+    labels = torch.arange(number) % 2
+    return Split(torch.from_numpy(pixels), labels, labels * 0, [f"{n}.png" for n in range(number)])
+
+
+def write(folder: Path) -> None:
+    splits = {"train": make_split(), "test": make_split(3)}
+    write_splits(folder, splits, {"fingerprint": "abc"})
+
+
+def test_splits_survive_the_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "cache"
+    assert read_splits(folder) is None
+    odd = make_split(6)
+    odd.paths[:3] = ["a\nb.png", "é\udcff.png", "c d/e.png"]
+    write_splits(folder, {"train": odd, "test": make_split(3)}, {"fingerprint": "abc"})
+    found = read_splits(folder)
+    assert found is not None
+    splits, metadata = found
+    assert metadata == {"fingerprint": "abc"}
+    for name, expected in (("train", odd), ("test", make_split(3))):
+        for attribute in ("images", "labels", "domains"):
+            assert torch.equal(getattr(splits[name], attribute), getattr(expected, attribute))
+        assert splits[name].paths == expected.paths
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [INDEX, "test.images", "train.images"]  # no temporary file is left
+
+
+def test_what_is_written_into_mapped_images_stays_in_memory(tmp_path: Path) -> None:
+    write(tmp_path / "cache")
+    found = read_splits(tmp_path / "cache")
+    assert found is not None
+    found[0]["train"].images.zero_()
+    again = read_splits(tmp_path / "cache")
+    assert again is not None
+    assert torch.equal(again[0]["train"].images, make_split().images)
+
+
+def test_an_empty_split_is_kept(tmp_path: Path) -> None:
+    write_splits(tmp_path, {"train": make_split(), "test": make_split(0)}, {})
+    found = read_splits(tmp_path)
+    assert found is not None
+    assert (len(found[0]["test"]), found[0]["test"].paths) == (0, [])
+
+
+@pytest.mark.parametrize("name", [INDEX, "train.images", "test.images"])
+def test_damage_is_noticed(tmp_path: Path, name: str) -> None:
+    write(tmp_path)
+    intact = (tmp_path / name).read_bytes()
+    for position in (0, len(intact) // 2, len(intact) - 1):
+        flipped = bytearray(intact)
+        flipped[position] ^= 0x10
+        (tmp_path / name).write_bytes(flipped)
+        assert read_splits(tmp_path) is None, position
+    for wrong in (b"", intact[:-1], intact + b"x"):
+        (tmp_path / name).write_bytes(wrong)
+        assert read_splits(tmp_path) is None, len(wrong)
+    (tmp_path / name).unlink()
+    assert read_splits(tmp_path) is None
+    (tmp_path / name).write_bytes(intact)
+    assert read_splits(tmp_path) is not None
+
+
+def test_damage_to_names_and_shapes_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path)
+    intact = (tmp_path / INDEX).read_bytes()
+    for old, new in (
+        (b'"abc"', b'"abd"'),
+        (b"3.png", b"7.png"),
+        (b"[6, 3, 4, 4]", b"[6, 4, 3, 4]"),
+        (b"train.labels", b"train.labelz"),
+        (b'"digests"', b'"digestz"'),
+    ):
+        assert old in intact
+        (tmp_path / INDEX).write_bytes(intact.replace(old, new, 1))
+        assert read_splits(tmp_path) is None, old
+
+
+def test_a_file_of_something_else_is_no_index(tmp_path: Path) -> None:
+    write(tmp_path)
+    for metadata in ({}, {"shapes": "["}, {"shapes": '{"train": [6, 3, 4, 4]}', "digests": "{}"}):
+        write_tensors(tmp_path / INDEX, {"a": torch.ones(1)}, metadata)
+        assert read_splits(tmp_path) is None
+
+
+def test_of_a_large_set_pieces_all_over_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 256
+    length = piece_length((3, size, size))
+    split = make_split(9 * length + 1, size)
+    piece_bytes = length * 3 * size * size
+    monkeypatch.setattr(split_cache, "_VERIFIED", 3 * piece_bytes)
+    write_splits(tmp_path, {"train": split}, {})
+    intact = bytearray((tmp_path / "train.images").read_bytes())
+    noticed = []
+    for piece in range(10):
+        intact[piece * piece_bytes] ^= 1
+        (tmp_path / "train.images").write_bytes(intact)
+        intact[piece * piece_bytes] ^= 1
+        if read_splits(tmp_path) is None:
+            noticed.append(piece)
+    assert noticed == [0, 4, 8, 9]
+
+
+def counted(build: Callable[[], None]) -> tuple[list[int], Callable[[], None]]:
+    calls: list[int] = []
+
+    def counting() -> None:
+        calls.append(1)
+        build()
+
+    return calls, counting
+
+
+def test_a_cache_is_built_once_and_again_when_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    calls, build = counted(lambda: write(folder))
+    prepare_splits(folder, build)
+    prepare_splits(folder, build)
+    first, _ = load_splits(folder, build)
+    assert len(calls) == 1
+    (folder / "train.images").write_bytes(b"")
+    second, metadata = load_splits(folder, build)
+    assert len(calls) == 2
+    assert metadata == {"fingerprint": "abc"}
+    assert torch.equal(second["train"].images, make_split().images)
+    assert first["test"].paths == second["test"].paths
+
+
+def test_one_that_cannot_be_read_back_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot be read back after writing it"):
+        load_splits(tmp_path / "cache", lambda: None)
+
+
+def test_a_failed_build_leaves_nothing_behind_but_what_it_wrote(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        prepare_splits(folder, fail)
+    assert not folder.exists()
+
+    def interrupted() -> None:
+        (folder / "train.images").write_bytes(b"part")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_splits(folder, interrupted)
+    assert (folder / "train.images").read_bytes() == b"part"
+    with FileLock(folder / ".lock", timeout=0):
+        pass  # it was given back
+
+
+def test_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    other = FileLock(folder / ".lock")
+    other.acquire()
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        write(folder)  # what the other process was about
+        other.release()
+
+    monkeypatch.setattr(split_cache, "rank_zero_info", say)
+    calls, build = counted(lambda: write(folder))
+    prepare_splits(folder, build)
+    assert calls == []
+    assert said == [f"Waiting for another process, which writes {folder}"]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot make files in .*file.* with cache_dir"):
+        prepare_splits(tmp_path / "file" / "cache", lambda: None)
+    with pytest.raises(OSError, match=r"cannot write the cache .*file.* argument cache_dir"):
+        write(tmp_path / "file" / "cache")
