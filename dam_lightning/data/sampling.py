@@ -1,4 +1,4 @@
-"""Random real images of every class, from any data module."""
+"""Some or all of the real training images, from any data module, normalised."""
 
 from typing import Any
 
@@ -7,8 +7,49 @@ from torch import Tensor
 
 from dam_lightning.data.groups import GroupIndex
 from dam_lightning.data.normalisation import Normalisation
+from dam_lightning.data.resident import to_device
 
-__all__ = ["check_class_sizes", "random_images"]
+__all__ = ["RealImages", "check_class_sizes", "random_images"]
+
+
+class RealImages:
+    """The training images of a data module, of which only those asked for are ever normalised.
+
+    Args:
+        data: a data module after its ``setup``; its ``train``, ``mean``, ``std`` and, where it has
+            one, ``whitening`` are used.
+        device: where normalised images are wanted; None: where the data module has its images.
+    """
+
+    def __init__(self, data: Any, device: torch.device | None = None) -> None:
+        self._pixels: Tensor = data.train.images
+        self._normalisation = Normalisation(
+            data.mean, data.std, getattr(data, "whitening", None), device or self._pixels.device
+        )
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        return self._pixels.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where normalised images are."""
+        return self._normalisation.device
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Gather and normalise some images.
+
+        Args:
+            rows: (B,) int64 image numbers. On the host, where the images may be too.
+
+        Returns:
+            (B, C, H, W) float32 on :attr:`device`.
+        """
+        return self._normalisation(self._pixels[to_device(rows, self._pixels.device)])
 
 
 def check_class_sizes(data: Any, per_class: int) -> None:
@@ -51,8 +92,4 @@ def random_images(data: Any, per_class: int, seed: int, stream: str, step: int =
     check_class_sizes(data, per_class)
     index = GroupIndex(data.train.labels.cpu(), data.class_names)
     indices, _ = index.draw(per_class, seed, stream, step)
-    images = data.train.images
-    normalisation = Normalisation(
-        data.mean, data.std, getattr(data, "whitening", None), images.device
-    )
-    return normalisation(images[indices.flatten().to(images.device)])
+    return RealImages(data)[indices.flatten()]

@@ -37,6 +37,11 @@ class Figure:
             interval = quantile * float(percent.std()) / math.sqrt(count)
         return cls(float(percent.mean()), float(percent.std(correction=0)), interval)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there were images to count."""
+        return not math.isnan(self.mean)
+
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.std:.1f}"
 

@@ -7,14 +7,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from dam_lightning.data.sampling import RealImages
 from dam_lightning.evaluation.accuracy import Accuracy, Scores
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.evaluation.training import train_network
 
 __all__ = ["Evaluator", "TrainingSet", "evaluate", "train_networks"]
 
-TrainingSet = Callable[[int], tuple[Tensor, Tensor]]
-"""What network number n is trained on: normalised images (N, C, H, W) and labels (N,)."""
+TrainingSet = Callable[[int], tuple[Tensor | RealImages, Tensor]]
+"""What network number n is trained on: normalised images (N, C, H, W), or real images that are
+normalised batch by batch, and labels (N,)."""
 
 
 class Evaluator:
@@ -55,7 +57,7 @@ def train_networks(
     training_set: TrainingSet, num_classes: int, recipe: Recipe, seed: int
 ) -> list[nn.Module]:
     """Train the networks of the recipe, one after the other, saying how long they take."""
-    networks = []
+    networks: list[nn.Module] = []
     start = time.perf_counter()
     for number in range(recipe.num_networks):
         images, labels = training_set(number)

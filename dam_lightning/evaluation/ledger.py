@@ -24,6 +24,7 @@ COLUMNS = (
     "dam",
     "seed",
     "steps",
+    "backbone",
     "accuracy",
     "deviation",
     "interval",
@@ -36,7 +37,9 @@ COLUMNS = (
     "command",
 )
 """Accuracies in percent; ``deviation`` is over networks, ``interval`` half of the 95 % interval;
-``seconds`` and ``peak_memory_mib`` are those of the test, which includes training the networks."""
+``seconds`` and ``peak_memory_mib`` are those of the test, which includes training the networks.
+Where several backbones are tested at once, ``seconds`` is the time to train the row's own networks
+and to test all."""
 
 
 def append_row(path: str | os.PathLike[str], row: Mapping[str, object]) -> None:

@@ -2,13 +2,15 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dam_lightning.checkpoint_io import CheckedCheckpointIO
+from dam_lightning.data.sampling import RealImages
 from dam_lightning.evaluation.accuracy import Figure, Scores
 from dam_lightning.evaluation.evaluator import Evaluator, train_networks
 from dam_lightning.evaluation.ledger import append_row, describe_machine, open_ledger
@@ -16,6 +18,26 @@ from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.evaluation.table import print_scores
 
 __all__ = ["EvaluatingModule"]
+
+
+class _Tested(NamedTuple):
+    """Networks of one recipe in a test."""
+
+    name: str
+    recipe: Recipe
+    evaluator: Evaluator
+    seconds: float
+    """Of the training."""
+
+
+class _Result(NamedTuple):
+    """What one recipe came to."""
+
+    name: str
+    recipe: Recipe
+    scores: Scores
+    seconds: float
+    """Of the training and the test."""
 
 
 class EvaluatingModule(LightningModule, ABC):
@@ -31,25 +53,33 @@ class EvaluatingModule(LightningModule, ABC):
 
     seed: int
     ledger: str | None
-    _evaluator: Evaluator | None = None
-    _started: float
+    _tested: Sequence[_Tested] = ()
+    _test_started: float
 
     @property
     @abstractmethod
     def recipe(self) -> Recipe:
         """The protocol's settings."""
 
+    @property
+    def recipes(self) -> Mapping[str, Recipe]:
+        """The protocols to run; where there are several, by the names that figures get.
+
+        A single one has the empty name.
+        """
+        return {"": self.recipe}
+
     @abstractmethod
-    def training_set(self, number: int) -> tuple[Tensor, Tensor]:
-        """What network ``number`` is trained on: normalised images (N, C, H, W) and labels (N,)."""
+    def training_set(self, number: int) -> tuple[Tensor | RealImages, Tensor]:
+        """What network ``number`` is trained on, as `train_network` takes it: images and labels."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """The ledger's columns ipc, method, dam, seed and steps."""
 
-    def evaluated_networks(self) -> Sequence[nn.Module]:
+    def evaluated_networks(self, recipe: Recipe) -> Sequence[nn.Module]:
         """The networks to test, trained now."""
-        return train_networks(self.training_set, self._data.num_classes, self.recipe, self.seed)
+        return train_networks(self.training_set, self._data.num_classes, recipe, self.seed)
 
     @property
     def label(self) -> str:
@@ -62,19 +92,38 @@ class EvaluatingModule(LightningModule, ABC):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _begin(self) -> None:
-        self._started = time.perf_counter()
-        self._evaluator = Evaluator(
-            self.evaluated_networks(),
-            self._data.num_classes,
-            len(self._data.domain_names),
-            self.device,
-        )
+        tested = []
+        for name, recipe in self.recipes.items():
+            if name:
+                rank_zero_info(f"Training {recipe.num_networks} networks {name}")
+            start = time.perf_counter()
+            evaluator = Evaluator(
+                self.evaluated_networks(recipe),
+                self._data.num_classes,
+                len(self._data.domain_names),
+                self.device,
+            )
+            tested.append(_Tested(name, recipe, evaluator, time.perf_counter() - start))
+        self._tested = tested
+        self._test_started = time.perf_counter()
 
-    def _end(self, stage: str) -> Scores:
-        """Log everything, and hand back the scores."""
-        assert self._evaluator is not None
-        scores = self._evaluator.scores()
-        self._evaluator = None
+    def _end(self, stage: str) -> list[_Result]:
+        """Log everything, and hand back the scores of every recipe."""
+        testing = time.perf_counter() - self._test_started
+        results = [
+            _Result(each.name, each.recipe, each.evaluator.scores(), each.seconds + testing)
+            for each in self._tested
+        ]
+        self._tested = ()
+        for result in results:
+            for figure, value in self._figures(result.scores).items():
+                shown = (stage, figure) == ("val", "accuracy")
+                name = "/".join(filter(None, (stage, result.name, figure)))
+                self.log(name, value, prog_bar=shown, sync_dist=True)
+        return results
+
+    def _figures(self, scores: Scores) -> dict[str, float]:
+        """What is logged, in percent; nothing of domains and classes without test images."""
         overall = Figure.of(scores.overall)
         figures = {
             "accuracy": overall.mean,
@@ -87,15 +136,19 @@ class EvaluatingModule(LightningModule, ABC):
             ("class", self._data.class_names, scores.per_class),
         ):
             for name, column in zip(names, columns.unbind(dim=1), strict=True):
-                figures[f"{kind}/{name}"] = Figure.of(column).mean
-        for name, value in figures.items():
-            shown = (stage, name) == ("val", "accuracy")
-            self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=True)
-        return scores
+                figure = Figure.of(column)
+                if figure.is_known:
+                    figures[f"{kind}/{name}"] = figure.mean
+        return figures
 
-    def _print(self, scores: Scores, part: str) -> None:
+    def _print(self, results: list[_Result], part: str) -> None:
         title = f"{type(self._data).__name__}, {part} images"
-        print_scores({self.label: scores}, self._data.domain_names, title)
+        domain_names = self._data.domain_names
+        named = {result.name: result.scores for result in results}
+        if "" in named:
+            print_scores({self.label: named[""]}, domain_names, title)
+        else:
+            print_scores(named, domain_names, f"{title}, trained on {self.label}", "network")
 
     # Lightning's hooks.
 
@@ -113,15 +166,15 @@ class EvaluatingModule(LightningModule, ABC):
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Test all networks on a batch of images, labels and domains."""
-        if self._evaluator is not None:
-            self._evaluator.update(*batch)
+        for each in self._tested:
+            each.evaluator.update(*batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies as ``val/...``; print the table, unless this is part of a fit."""
-        if self._evaluator is not None:
-            scores = self._end("val")
+        if self._tested:
+            results = self._end("val")
             if self.trainer.state.fn == "validate" and self.trainer.is_global_zero:
-                self._print(scores, "validation")
+                self._print(results, "validation")
 
     def on_test_start(self) -> None:
         """Train the networks."""
@@ -129,27 +182,30 @@ class EvaluatingModule(LightningModule, ABC):
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Test all networks on a batch of images, labels and domains."""
-        assert self._evaluator is not None
-        self._evaluator.update(*batch)
+        for each in self._tested:
+            each.evaluator.update(*batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracies as ``test/...``, print the table, and write the ledger's row."""
-        scores = self._end("test")
-        seconds = time.perf_counter() - self._started
+        """Log the accuracies as ``test/...``, print the table, and write the ledger's rows."""
+        results = self._end("test")
         if not self.trainer.is_global_zero:
             return
-        self._print(scores, "test")
+        self._print(results, "test")
         if self.ledger is not None:
-            overall = Figure.of(scores.overall)
-            row = {
-                **self.describe(),
-                **describe_machine(self.device),
-                "dataset": type(self._data).__name__,
-                "accuracy": f"{overall.mean:.2f}",
-                "deviation": f"{overall.std:.2f}",
-                "interval": f"{overall.interval:.2f}",
-                "worst_domain": f"{Figure.of(scores.worst_domain).mean:.2f}",
-                "networks": len(scores.overall),
-                "seconds": f"{seconds:.1f}",
-            }
-            append_row(self.ledger, row)
+            for result in results:
+                append_row(self.ledger, self._row(result))
+
+    def _row(self, result: _Result) -> dict[str, object]:
+        overall = Figure.of(result.scores.overall)
+        return {
+            **self.describe(),
+            **describe_machine(self.device),
+            "dataset": type(self._data).__name__,
+            "backbone": result.recipe.network,
+            "accuracy": f"{overall.mean:.2f}",
+            "deviation": f"{overall.std:.2f}",
+            "interval": f"{overall.interval:.2f}",
+            "worst_domain": f"{Figure.of(result.scores.worst_domain).mean:.2f}",
+            "networks": len(result.scores.overall),
+            "seconds": f"{result.seconds:.1f}",
+        }

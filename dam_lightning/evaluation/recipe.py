@@ -2,11 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 from dam_lightning.functional import DSA, strategy_operations
 
-__all__ = ["Recipe", "RecipeOptions"]
+__all__ = ["BackboneOptions", "Recipe", "RecipeOptions"]
+
+
+class _Backbone(TypedDict):
+    backbone: str
+
+
+class BackboneOptions(_Backbone, total=False):
+    """A backbone, and options of its own."""
+
+    backbone_args: dict[str, Any]
 
 
 class RecipeOptions(TypedDict, total=False):
@@ -55,6 +66,16 @@ class Recipe:
     augmentation: str | None = DSA
 
     def __post_init__(self) -> None:
+        for name, kind, wanted in (
+            ("num_networks", Integral, "a whole number"),
+            ("epochs", Integral, "a whole number"),
+            ("batch_size", Integral, "a whole number"),
+            ("lr", Real, "a number"),
+            ("momentum", Real, "a number"),
+            ("weight_decay", Real, "a number"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"recipe: {name} must be {wanted}, got {getattr(self, name)!r}")
         for name in ("num_networks", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
@@ -68,7 +89,9 @@ class Recipe:
             strategy_operations(self.augmentation)
 
     @classmethod
-    def merged(cls, stored: Mapping[str, Any], options: "RecipeOptions | None") -> "Recipe":
+    def merged(
+        cls, stored: Mapping[str, Any], options: "RecipeOptions | BackboneOptions | None"
+    ) -> "Recipe":
         """A stored recipe with some fields replaced.
 
         Single options of the backbone replace or join the stored ones; another backbone begins
@@ -88,6 +111,12 @@ class Recipe:
         )
         merged["backbone_args"] = {**own, **((options or {}).get("backbone_args") or {})}
         return cls(**merged)
+
+    @property
+    def network(self) -> str:
+        """The backbone and its options, e.g. ``ConvNet`` or ``ConvNet(depth=4)``."""
+        options = ", ".join(f"{name}={value}" for name, value in self.backbone_args.items())
+        return f"{self.backbone}({options})" if options else self.backbone
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for metadata."""

@@ -1,10 +1,11 @@
 """Training one fresh network on a training set."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from dam_lightning.backbones import build_backbone
+from dam_lightning.backbones import Backbone, build_backbone
+from dam_lightning.data.sampling import RealImages
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.functional import augment, augmentation_parameters, strategy_operations
 from dam_lightning.randomness import numpy_generator, seeded, torch_generator
@@ -13,21 +14,29 @@ __all__ = ["train_network"]
 
 
 def train_network(
-    images: Tensor, labels: Tensor, num_classes: int, recipe: Recipe, *, seed: int, number: int
-) -> nn.Module:
+    images: Tensor | RealImages,
+    labels: Tensor,
+    num_classes: int,
+    recipe: Recipe,
+    *,
+    seed: int,
+    number: int,
+    stream: str = "evaluation",
+) -> Backbone:
     """Train one network by the recipe, on the device of the images.
 
     It may be called where gradients or autograd are switched off, as Lightning does in validation
     and testing.
 
     Args:
-        images: (N, C, H, W), normalised.
-        labels: (N,) int64.
+        images: (N, C, H, W), normalised; or real images, normalised batch by batch.
+        labels: (N,) int64, on the device of the images.
         num_classes: number of outputs.
         recipe: architecture and training.
         seed: of the run; with ``number`` it fixes the initial weights, the order of the images and
             the augmentation.
         number: which of the protocol's networks this is.
+        stream: what the network is for; further part of the key.
 
     Returns:
         The trained network, in evaluation mode.
@@ -36,7 +45,7 @@ def train_network(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        seeded(images.device, seed, "evaluation/dropout", 0, number),
+        seeded(images.device, seed, f"{stream}/dropout", 0, number),
     ):
         channels, height, width = images.shape[1:]
         network = build_backbone(
@@ -46,31 +55,38 @@ def train_network(
             recipe.backbone_args,
             device=images.device,
             seed=seed,
-            stream="evaluation/network",
+            stream=f"{stream}/network",
             group=number,
         )
         optimizer = _optimizer(network, recipe, recipe.lr)
         for epoch in range(recipe.epochs):
             order = torch.from_numpy(
-                numpy_generator(seed, "evaluation/order", epoch, number).permutation(len(images))
-            ).to(images.device)
-            generator = torch_generator(
-                images.device, seed, "evaluation/augmentation", epoch, number
+                numpy_generator(seed, f"{stream}/order", epoch, number).permutation(len(images))
             )
-            for batch in torch.split(order, recipe.batch_size):
+            rows = order if isinstance(images, RealImages) else order.to(images.device)
+            answers = labels[order.to(labels.device)]
+            generator = torch_generator(
+                images.device, seed, f"{stream}/augmentation", epoch, number
+            )
+            for batch, wanted in zip(
+                torch.split(rows, recipe.batch_size),
+                torch.split(answers, recipe.batch_size),
+                strict=True,
+            ):
                 inputs = images[batch]
                 if recipe.augmentation is not None:
                     inputs = _augment_each(inputs, recipe.augmentation, generator)
                 optimizer.zero_grad()
-                loss = F.cross_entropy(network(inputs), labels[batch])
+                loss = F.cross_entropy(network(inputs), wanted)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             if epoch == (recipe.epochs - 1) // 2 + 1:
                 optimizer = _optimizer(network, recipe, recipe.lr * 0.1)
-    return network.eval()
+    network.eval()
+    return network
 
 
-def _optimizer(network: nn.Module, recipe: Recipe, lr: float) -> torch.optim.SGD:
+def _optimizer(network: Backbone, recipe: Recipe, lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(
         network.parameters(), lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )

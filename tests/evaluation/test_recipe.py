@@ -49,6 +49,10 @@ def test_a_recipe_does_not_change() -> None:
         ({"batch_size": -1}, "recipe: batch_size must be at least 1, got -1"),
         ({"lr": 0.0}, "recipe: lr must be above 0, got 0.0"),
         ({"lr": float("nan")}, "recipe: lr must be above 0"),
+        ({"lr": None}, "recipe: lr must be a number, got None"),
+        ({"momentum": "high"}, "recipe: momentum must be a number, got 'high'"),
+        ({"epochs": 2.5}, "recipe: epochs must be a whole number, got 2.5"),
+        ({"num_networks": None}, "recipe: num_networks must be a whole number, got None"),
         ({"augmentation": "blur"}, "'blur' is no operation"),
     ],
 )
