@@ -319,6 +319,8 @@ def _progress(count: int) -> Iterator[Callable[[int], None]]:
         BarColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        # Drawing takes the processor from decoding.
+        refresh_per_second=2,
     ) as bar:
         task = bar.add_task("", total=count)
         yield lambda images: bar.advance(task, images)

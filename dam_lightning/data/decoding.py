@@ -49,8 +49,8 @@ def read_image(path: str | Path) -> Image.Image:
     with Image.open(path) as opened:
         opened.load()
         # ImageOps.exif_transpose would also write the tags anew, which odd ones do not survive.
-        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
-        image: Image.Image = opened.copy() if turn is None else opened.transpose(turn)
+        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1)) if _may_turn(opened) else None
+        image: Image.Image = opened if turn is None else opened.transpose(turn)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
     if image.mode == "I" and opened.format == "TIFF":
@@ -62,7 +62,12 @@ def read_image(path: str | Path) -> Image.Image:
         # What lies under transparent parts is anything, often black.
         seen = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _may_turn(image: Image.Image) -> bool:
+    """Whether there is anything that could hold a rotation mark; looking for one takes time."""
+    return image.format != "JPEG" or bool({"exif", "xmp"} & image.info.keys())
 
 
 def decode(path: str, image_size: int, resize: Resize) -> NDArray[np.uint8] | str:

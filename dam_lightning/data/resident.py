@@ -11,7 +11,7 @@ import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 import torch
@@ -131,7 +131,8 @@ def piece_length(image_shape: Sequence[int]) -> int:
 
 def piece_digest(images: Tensor) -> str:
     """Hex digest of the pixels of one piece."""
-    return blake2b(images.cpu().contiguous().numpy().data, digest_size=16).hexdigest()
+    # On most processors several times faster than others of its strength.
+    return sha256(images.cpu().contiguous().numpy().data).hexdigest()[:32]
 
 
 def piece_digests(images: Tensor) -> list[str]:
