@@ -26,10 +26,14 @@ class DomainAwareModule(nn.Module):
         num_domains: number of pseudo-domains, D.
         temperature: temperature of the softmax over the domains.
         init_value: initial value of every logit, or their standard deviation with
-            ``init="normal"``.
+            ``init="normal"``; ``init="one_hot"`` does not use it.
         init: ``"constant"`` as the paper says. Because the softmax does not change when all logits
             are shifted, masks then start uniform, 1/D, whatever the value. ``"normal"`` draws from
-            PyTorch's global generator.
+            PyTorch's global generator. ``"one_hot"`` gives each image as a whole to one domain,
+            drawn likewise, and masks then never change: it belongs to random labels of real images
+            (the data module's ``pseudo_labels``) in the paper's ablation (table 6). Of every D
+            images in order, from the first, each goes to another domain; so domains are shared out
+            equally over all images, and within each class too where D divides its images.
         mask_channels: channels of a mask, C (as in the paper) or 1.
         weight: weight of the domain loss in the total (lambda in eq. 8). Kept here so that all of
             DAM's settings are in one place.
@@ -48,7 +52,7 @@ class DomainAwareModule(nn.Module):
         num_domains: int = 4,
         temperature: float = 0.1,
         init_value: float = 0.01,
-        init: Literal["constant", "normal"] = "constant",
+        init: Literal["constant", "normal", "one_hot"] = "constant",
         mask_channels: int | None = None,
         weight: float = 0.1,
     ) -> None:
@@ -61,8 +65,8 @@ class DomainAwareModule(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if not weight >= 0:
             raise ValueError(f"weight must be 0 or above, got {weight}")
-        if init not in ("constant", "normal"):
-            raise ValueError(f"init must be constant or normal, got {init!r}")
+        if init not in ("constant", "normal", "one_hot"):
+            raise ValueError(f"init must be constant, normal or one_hot, got {init!r}")
         if mask_channels not in (None, 1, channels):
             raise ValueError(f"mask_channels must be 1 or {channels}, got {mask_channels}")
         self.num_domains = num_domains
@@ -73,8 +77,24 @@ class DomainAwareModule(nn.Module):
         )
         if init == "normal":
             logits = torch.randn_like(logits) * init_value
+        elif init == "one_hot":
+            logits = _one_hot(logits, temperature)
         self.logits = nn.Parameter(logits)
 
     def forward(self, images: Tensor) -> Tensor:
         """Views of the images: (M, C, H, W) -> (D, M, C, H, W)."""
         return domain_views(images, self.logits, self.temperature)
+
+
+def _one_hot(logits: Tensor, temperature: float) -> Tensor:
+    """Logits whose softmax is exactly 0 and 1, and therefore has gradients of exactly 0.
+
+    That needs no parameter to be frozen, which optimisers and distributed strategies would notice.
+    """
+    num_images, num_domains = logits.shape[:2]
+    rounds = -(-num_images // num_domains)
+    orders = [torch.randperm(num_domains) for _ in range(rounds)]
+    owners = torch.cat(orders)[:num_images]
+    chosen = nn.functional.one_hot(owners, num_domains).view(num_images, num_domains, 1, 1, 1)
+    # exp(-1000) is 0 in every floating type; nothing overflows in any.
+    return (1000 * temperature * chosen).expand_as(logits).clone()

@@ -2,13 +2,15 @@
 
 import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from dam_lightning import DomainAwareModule
+from dam_lightning import DM, DomainAwareModule
 from dam_lightning.functional import distribution_matching_loss, domain_views, domain_weights
 from dam_lightning.randomness import seeded
+from tests.tiny import SMALL_NETWORK, tiny_data, tiny_trainer
 
 
 def pictures(*shape: int) -> torch.Tensor:
@@ -79,6 +81,79 @@ def test_constant_masks_draw_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def owners(dam: DomainAwareModule) -> list[int]:
+    """The domain of each image, which must have all of it, and the others nothing."""
+    weights = domain_weights(dam.logits.detach(), dam.temperature).flatten(2)
+    assert ((weights == 0) | (weights == 1)).all()
+    assert (weights == weights[:, :, :1]).all()
+    assert (weights.sum(dim=1) == 1).all()
+    return weights[:, :, 0].argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 5.0])
+def test_one_hot_masks_are_exactly_so(dtype: torch.dtype, temperature: float) -> None:
+    dam = DomainAwareModule(
+        6, (3, 4, 4), num_domains=3, temperature=temperature, init="one_hot"
+    ).to(dtype)
+    domains = owners(dam)
+    images = pictures(6, 3, 4, 4).to(dtype)
+    views = dam(images)
+    for image, domain in enumerate(domains):
+        assert torch.equal(views[domain, image], images[image])
+    assert torch.equal(views.sum(dim=0), images)
+
+
+@pytest.mark.parametrize(("count", "num_domains"), [(12, 4), (10, 4), (7, 4), (3, 5), (4, 1)])
+def test_one_hot_domains_are_shared_out_equally(count: int, num_domains: int) -> None:
+    domains = owners(DomainAwareModule(count, (1, 2, 2), num_domains, init="one_hot"))
+    sizes = [domains.count(domain) for domain in range(num_domains)]
+    assert max(sizes) - min(sizes) <= 1
+    for start in range(0, count - num_domains + 1, num_domains):
+        assert sorted(domains[start : start + num_domains]) == list(range(num_domains))
+
+
+def test_one_hot_domains_follow_the_seed() -> None:
+    drawn = []
+    for group in (0, 0, 1):
+        with seeded("cpu", 0, "masks", 0, group):
+            drawn.append(owners(DomainAwareModule(40, (1, 2, 2), init="one_hot")))
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    # Not the same order again and again.
+    assert len({tuple(drawn[0][start : start + 4]) for start in range(0, 40, 4)}) > 1
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"momentum": 0.5, "weight_decay": 5e-4}])
+def test_nothing_moves_one_hot_masks(options: dict[str, float]) -> None:
+    images = torch.nn.Parameter(pictures(4, 3, 4, 4))
+    dam = DomainAwareModule(4, (3, 4, 4), init="one_hot")
+    before, domains = dam.logits.detach().clone(), owners(dam)
+    optimizer = torch.optim.SGD([images, *dam.parameters()], lr=0.5, **options)
+    for _ in range(5):
+        optimizer.zero_grad()
+        dam(images).square().flatten(1).mul(pictures(4, 192)).sum().backward()
+        assert torch.equal(dam.logits.grad, torch.zeros_like(dam.logits))
+        assert images.grad.abs().max() > 0
+        optimizer.step()
+    # Weight decay takes its share of the logits, but the masks stay where they are.
+    assert torch.equal(dam.logits, before) == ("weight_decay" not in options)
+    assert owners(dam) == domains
+
+
+def test_a_condenser_does_not_learn_one_hot_masks(tmp_path: Path) -> None:
+    def fitted(steps: int) -> DM:
+        module = DM(dam={"init": "one_hot"}, ipc=2, backbone_args=SMALL_NETWORK, seed=0)
+        data = tiny_data(tmp_path, pseudo_labels="random")
+        tiny_trainer(tmp_path, max_steps=steps, callbacks=[]).fit(module, datamodule=data)
+        return module
+
+    first, last = fitted(1), fitted(4)
+    assert torch.equal(first.dam.logits, last.dam.logits)
+    assert len(set(owners(last.dam))) == 4
+    assert not torch.equal(first.images, last.images)
+
+
 def test_masks_of_one_channel() -> None:
     images = pictures(2, 3, 4, 4)
     dam = DomainAwareModule(2, (3, 4, 4), mask_channels=1, init="normal")
@@ -133,7 +208,7 @@ def test_images_of_another_number_or_size_are_refused() -> None:
         ({"temperature": math.nan}, "temperature must be above 0"),
         ({"weight": -0.1}, "weight must be 0 or above, got -0.1"),
         ({"weight": math.nan}, "weight must be 0 or above"),
-        ({"init": "uniform"}, "init must be constant or normal, got 'uniform'"),
+        ({"init": "uniform"}, "init must be constant, normal or one_hot, got 'uniform'"),
         ({"mask_channels": 2}, "mask_channels must be 1 or 3, got 2"),
         ({"mask_channels": 0}, "mask_channels must be 1 or 3, got 0"),
     ],

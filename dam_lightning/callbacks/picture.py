@@ -117,9 +117,10 @@ class PseudoDomainPicture(Callback):
     """Leaves ``pseudo_domains.png`` in the run's folder when a fit begins.
 
     It shows real images of each pseudo-domain and the scores that they were cut by. The data module
-    needs what `ResidentDataModule` has: ``pseudo_domains``, ``pseudo_domain_scores`` and
-    ``train.images``; with ``train.domains`` and several ``domain_names`` the true domains are shown
-    too. Data without pseudo-domains have no picture.
+    needs what `ResidentDataModule` has: ``pseudo_domains`` and ``train.images``. With
+    ``pseudo_domain_scores`` that are not None their histogram is shown too, and with
+    ``train.domains`` and several ``domain_names`` the agreement with the true domains: ARI, NMI
+    and the table of both. Data without pseudo-domains have no picture.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,23 +133,25 @@ class PseudoDomainPicture(Callback):
         pseudo_domains = getattr(data, "pseudo_domains", None)
         if pseudo_domains is None and not expected:
             return {}
-        # Asked for last: without pseudo-domains nobody has paid for the scores yet.
-        if (
-            pseudo_domains is None
-            or not hasattr(train, "images")
-            or not hasattr(data, "pseudo_domain_scores")
-        ):
+        if pseudo_domains is None or not hasattr(train, "images"):
             rank_zero_info(
-                "No picture of the pseudo-domains: the data module lacks one of pseudo_domains, "
-                "pseudo_domain_scores and train.images"
+                "No picture of the pseudo-domains: the data module lacks one of pseudo_domains and "
+                "train.images"
             )
             return {}
+        labelling = getattr(data, "pseudo_labelling", None)
+        words = labelling and {
+            "score_name": labelling.score_name,
+            "description": labelling.description,
+        }
         picture = pseudo_domain_picture(
             train.images,
-            data.pseudo_domain_scores,
+            # Asked for last: without pseudo-domains nobody has paid for the scores yet.
+            getattr(data, "pseudo_domain_scores", None),
             pseudo_domains,
             getattr(train, "domains", None),
             getattr(data, "domain_names", ()),
+            **(words or {}),
         )
         return {"pseudo_domains": picture}
 

@@ -5,31 +5,38 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from dam_lightning.data.domain_choice import DomainChoice
 from dam_lightning.data.groups import GroupedBatch, GroupedLoader, GroupIndex, Groups, TestLoader
-from dam_lightning.data.normalisation import Normalisation
+from dam_lightning.data.normalisation import Normalisation, channel_statistics
+from dam_lightning.data.pseudo_labels import (
+    PseudoGrouping,
+    PseudoLabeller,
+    PseudoLabelling,
+    PseudoLabels,
+    PseudoScope,
+)
 from dam_lightning.data.resident import (
     CACHE_VERSION,
     Split,
     content_fingerprint,
     default_cache_dir,
+    part_fingerprint,
     read_tensors,
     write_tensors,
 )
 from dam_lightning.data.splitting import check_share, held_out
-from dam_lightning.functional import Whitening, low_frequency_amplitude, rank_groups, zca_matrix
+from dam_lightning.functional import Whitening, zca_matrix
+from dam_lightning.functional.pseudo_domains import FrequencyWindow
 from dam_lightning.randomness import run_seed
 
 __all__ = ["ResidentDataModule"]
-
-_SCORE_CHUNK = 1024
-"""Images whose Fourier transforms are in memory together (64x64 RGB in float64: 300 MB)."""
 
 _MAX_WHITENED = 3072
 """Values of an image, 3 x 32 x 32, beyond which whitening is refused: memory grows with the square
@@ -40,8 +47,8 @@ class ResidentDataModule(LightningDataModule, ABC):
     """Real images, decoded, on the accelerator, grouped by class and by pseudo-domain.
 
     A dataset is a subclass that implements :meth:`load_splits` and has the class attributes
-    ``class_names``, ``domain_names``, ``mean`` and ``std`` (or sets them there). It works with a
-    Trainer and without one::
+    ``class_names``, ``domain_names``, ``mean`` and ``std`` (or sets them there; without ``mean``
+    and ``std`` they are measured on the training images). It works with a Trainer and without one::
 
         data = Digits()
         data.prepare_data()
@@ -61,16 +68,32 @@ class ResidentDataModule(LightningDataModule, ABC):
         steps_per_epoch: batches that the train loader calls an epoch. Condensation knows no epochs;
             this only sets how often Lightning ends one.
         test_batch_size: images in a batch of the test loader.
-        fft_ratio: half the width of the low-frequency window that the pseudo-domains are found by,
-            as a share of the image's shorter side; see
-            :func:`~dam_lightning.functional.low_frequency_amplitude`.
+        pseudo_labels: what pseudo-domains are made of: ``"fft"``, low-frequency amplitude;
+            ``"log_variance"`` of an untrained network's features; ``"random"`` groups of equal
+            size (DAM's ``init`` is then ``"one_hot"`` in the paper's ablation); or ``"actual"``,
+            the domains that the data have, whose number must then be DAM's ``num_domains``.
+        pseudo_grouping: how the first two are grouped: ``"mean_sort"``, sorted by the mean and cut
+            into equal parts, or ``"k_means"``.
+        pseudo_scope: ``"global"``, or ``"class"``: the images of each class by themselves.
+        fft_ratio: size of the window of low frequencies.
+        fft_window: what ``fft_ratio`` is: ``"half_width"``, half the window's width as a share of
+            the image's shorter side (FDA), or ``"area"``, its share of all frequencies (FACT); see
+            :func:`~dam_lightning.functional.pseudo_domains.low_frequency_spectrum`.
+        fft_log: take log(1 + amplitude) in place of the amplitude.
         validation_share: share of the training images of each class of each domain that is held
             out, to choose by (the best state, an option). None: nothing is.
+        train_domains: names of the domains whose training images are used. None: all.
+        test_domains: names of the domains whose test images are tested on. None: all.
+        left_out_domain: name of a domain that is kept from training and is all that is tested on
+            (leave-one-domain-out).
+        left_out_part: what of that domain is tested on: ``"all"`` its images, which are unseen, or
+            only those of its ``"test"`` split.
         zca: whiten all images as the training images ask for, in place of normalising with ``mean``
             and ``std``; see :func:`~dam_lightning.functional.zca_matrix`. Pseudo-domains are always
             made of raw images. Training, test and condensed images must agree in it.
         split_seed: of splits drawn by chance: the validation part, and in datasets without given
-            splits the test part. Not the run's seed: every run must have the same images in them.
+            splits the test part; of random pseudo-domains and of the starts of k-means. Not the
+            run's seed: every run must have the same images in them.
         seed: of the draws of real images. None: the run's seed, as ``seed_everything`` set it. A
             run resumed with None goes on with the seed it was begun with.
         cache_dir: folder for decoded images, pseudo-domain scores and whitening matrices. None:
@@ -98,6 +121,8 @@ class ResidentDataModule(LightningDataModule, ABC):
     train: Split
     test: Split
     val: Split | None = None
+    pseudo_labelling: PseudoLabelling
+    """What the arguments say about pseudo-domains, with a description in words."""
     pseudo_domains: Tensor | None
     """(N,) int64 on the CPU: the pseudo-domain of each training image."""
 
@@ -106,8 +131,17 @@ class ResidentDataModule(LightningDataModule, ABC):
         batch_real: int = 256,
         steps_per_epoch: int = 100,
         test_batch_size: int = 256,
+        pseudo_labels: PseudoLabels = "fft",
+        pseudo_grouping: PseudoGrouping = "mean_sort",
+        pseudo_scope: PseudoScope = "global",
         fft_ratio: float = 0.1,
+        fft_window: FrequencyWindow = "half_width",
+        fft_log: bool = False,
         validation_share: float | None = None,
+        train_domains: Sequence[str] | None = None,
+        test_domains: Sequence[str] | None = None,
+        left_out_domain: str | None = None,
+        left_out_part: Literal["all", "test"] = "all",
         zca: bool = False,
         split_seed: int = 0,
         seed: int | None = None,
@@ -121,17 +155,24 @@ class ResidentDataModule(LightningDataModule, ABC):
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if not 0 <= fft_ratio < 0.5:
-            raise ValueError(f"fft_ratio must be in [0, 0.5), not {fft_ratio}")
+        self.pseudo_labelling = PseudoLabelling(
+            pseudo_labels,
+            pseudo_grouping,
+            pseudo_scope,
+            fft_ratio,
+            fft_window,
+            fft_log,
+            split_seed,
+        )
         if validation_share is not None:
             check_share("validation_share", validation_share)
+        self.choice = DomainChoice(train_domains, test_domains, left_out_domain, left_out_part)
         # Not to the logger: Lightning refuses to log a module and a data module that both have a
         # ``seed`` and differ in it.
         self.save_hyperparameters(logger=False)
         self.batch_real = batch_real
         self.steps_per_epoch = steps_per_epoch
         self.test_batch_size = test_batch_size
-        self.fft_ratio = fft_ratio
         self.validation_share = validation_share
         self.zca = zca
         self.split_seed = split_seed
@@ -176,17 +217,23 @@ class ResidentDataModule(LightningDataModule, ABC):
                 raise ValueError(
                     f"the {empty[0]} split of {type(self).__name__} has no images: add some"
                 )
-            self.train, self.test = splits["train"], splits["test"]
-            self._set_validation(splits.get("val"))
             self.class_names = list(self.class_names)
             self.domain_names = list(self.domain_names)
             if not hasattr(self, "fingerprint"):
-                self.fingerprint = content_fingerprint(self.train, self.class_names)
+                self.fingerprint = content_fingerprint(splits["train"], self.class_names)
+            chosen = self.choice.apply(splits, self.domain_names)
+            if len(chosen["train"]) < len(splits["train"]):
+                kept = self.choice.trained_on(splits["train"].domains, self.domain_names)
+                self.fingerprint = part_fingerprint(self.fingerprint, kept)
+            self.train, self.test = chosen["train"], chosen["test"]
+            self._set_validation(chosen.get("val"))
             self._class_index = GroupIndex(self.train.labels, self.class_names)
             if self.zca:
                 self.whitening = self._fit_whitening()
                 channels = self.image_shape[0]
                 self.mean, self.std = (0.0,) * channels, (1.0,) * channels
+            elif not hasattr(self, "mean"):
+                self.mean, self.std = channel_statistics(self.train.images)
         if device != self._device:
             for name in ("train", "test", "val"):
                 split: Split | None = getattr(self, name)
@@ -261,24 +308,20 @@ class ResidentDataModule(LightningDataModule, ABC):
         return GroupedBatch(step, self._groups(self._class_index, "real/class", step), domains)
 
     def setup_domains(self, num_domains: int) -> None:
-        """Cut the training set into pseudo-domains of equal size, by low-frequency amplitude.
+        """Give every training image its pseudo-domain, as ``pseudo_labels`` says.
 
-        Eq. 4 and 5 of the paper on raw pixels in [0, 1], in float64, sorted over the whole training
-        set. The amplitudes are cached on disk; another number of domains only cuts them anew. Sets
-        ``pseudo_domains``.
+        By default eq. 4 and 5 of the paper on raw pixels in [0, 1], in float64: sorted over the
+        whole training set by low-frequency amplitude and cut into equal parts. What takes long is
+        cached on disk; another number of domains only cuts it anew. Sets ``pseudo_domains``.
 
         Args:
             num_domains: D.
 
         Raises:
-            ValueError: there are fewer training images than domains, or D is not positive.
+            ValueError: D is not positive, there are fewer (different) images than domains, or D is
+                not the number of true domains with ``pseudo_labels="actual"``.
         """
-        if not 1 <= num_domains <= len(self.train):
-            raise ValueError(
-                f"{num_domains} pseudo-domains cannot be made of {len(self.train)} training "
-                "images: num_domains must be at least 1 and at most the number of images"
-            )
-        self.pseudo_domains = rank_groups(self.pseudo_domain_scores, num_domains)
+        self.pseudo_domains = self._labeller.assign(num_domains)
         self._domain_index = GroupIndex(
             self.pseudo_domains, [f"pseudo-domain {number}" for number in range(num_domains)]
         )
@@ -312,8 +355,7 @@ class ResidentDataModule(LightningDataModule, ABC):
             f"{int(chosen.sum())} of {len(self.train)} training images are held out for validation."
         )
         self.train, self.val = self.train.subset(~chosen), self.train.subset(chosen)
-        # What was known of the whole training data is not true of the part.
-        self.fingerprint = content_fingerprint(self.train, list(self.class_names))
+        self.fingerprint = part_fingerprint(self.fingerprint, ~chosen)
 
     def _groups(self, index: GroupIndex, stream: str, step: int) -> Groups:
         indices, counts = index.draw(self.batch_real, self.seed, stream, step)
@@ -350,24 +392,25 @@ class ResidentDataModule(LightningDataModule, ABC):
         return self.cache_dir / f"{kind}-{key}.safetensors"
 
     @cached_property
-    def pseudo_domain_scores(self) -> Tensor:
-        """(N,) float64 on the CPU: what the pseudo-domains are cut by, the low-frequency amplitude.
+    def pseudo_domain_scores(self) -> Tensor | None:
+        """(N,) float64 on the CPU: what the pseudo-domains are cut, or numbered, by.
 
-        One number for each training image, from the cache file or computed when first asked for.
+        One number for each training image, the low-frequency amplitude by default, from the cache
+        file or computed when first asked for. None with random and actual labels.
         """
-        path = self._cached_result("amplitudes", self.fft_ratio)
-        found = read_tensors(path)
-        if found is not None:
-            return found[0]["amplitudes"]
-        # Always on the CPU, so that every device finds the same order.
-        scores = torch.cat(
-            [
-                low_frequency_amplitude(chunk.cpu().double() / 255, self.fft_ratio)
-                for chunk in torch.split(self.train.images, _SCORE_CHUNK)
-            ]
+        return self._labeller.scores
+
+    @cached_property
+    def _labeller(self) -> PseudoLabeller:
+        return PseudoLabeller(
+            self.pseudo_labelling,
+            self.train,
+            self.class_names,
+            self.domain_names,
+            # Whitening has no mean and deviation; pseudo-domains are of raw images.
+            None if self.zca else (self.mean, self.std),
+            self._cached_result,
         )
-        write_tensors(path, {"amplitudes": scores}, {})
-        return scores
 
 
 def _resident_device(split: Split, device: torch.device) -> torch.device:

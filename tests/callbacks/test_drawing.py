@@ -414,6 +414,76 @@ def test_equal_scores_can_be_drawn(value: float) -> None:
     assert [float(line.get_xdata()[0]) for line in axes.lines] == [value]
 
 
+def drawn(images: Tensor, *arguments: Any) -> tuple[list[str], list[Any], Image.Image]:
+    """Texts, axes, and the picture."""
+    texts: list[str] = []
+    plots: list[Any] = []
+    text, plot = tiles.Page.text, tiles.Page.plot
+
+    def keep_text(page: Page, x: float, y: float, content: str, **options: Any) -> None:
+        texts.append(content)
+        text(page, x, y, content, **options)
+
+    def keep_plot(page: Page, box: Any, draw: Any) -> None:
+        plot(page, box, lambda axes: (draw(axes), plots.append(axes)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles.Page, "text", keep_text)
+        patch.setattr(tiles.Page, "plot", keep_plot)
+        made = pseudo_domain_picture(images, *arguments)
+    return texts, plots, made
+
+
+def test_agreement_with_true_domains_is_written_down() -> None:
+    images, scores = scored()
+    labels = rank_groups(scores, 2)
+    texts, _, _ = drawn(images, scores, labels, labels, ["dark", "light"])
+    assert any("ARI 1.000, NMI 1.000" in text for text in texts)
+    domains = torch.arange(60) % 3
+    texts, _, made = drawn(images, scores, labels, domains, ["a", "b", "c"])
+    assert any("ARI 0." in text or "ARI -0." in text for text in texts)
+    for number in range(2):
+        for domain in range(3):
+            assert str(int(((labels == number) & (domains == domain)).sum())) in texts
+    alone = pseudo_domain_picture(images, scores, labels)
+    assert made.height > alone.height
+    assert not any("ARI" in text for text in drawn(images, scores, labels)[0])
+
+
+def test_without_scores_rows_follow_the_order_of_the_data() -> None:
+    images, _ = scored()
+    labels = torch.arange(60) % 2
+    texts, plots, made = drawn(images, None, labels, labels, ["even", "odd"], "", "true domains")
+    assert not plots
+    assert not [text for text in texts if text.startswith("scores ")]
+    title = " ".join(texts)
+    assert "2 pseudo-domains (true domains), evenly spaced in the order of the data" in title
+    for number in range(2):
+        columns = [
+            found(made, tile)[0][1]
+            for tile in as_tiles(images[examples(torch.arange(60), labels, number)] / 255, 72)
+        ]
+        assert columns == sorted(columns)
+        assert len(columns) == 12
+
+
+def test_pseudo_domains_that_overlap_have_an_outline_each() -> None:
+    images, scores = scored()
+    labels = torch.arange(60) % 3
+    texts, (axes,), _ = drawn(images, scores, labels, None, (), "brightness", "k-means of it")
+    assert "the score is the brightness" in " ".join(texts)
+    assert axes.get_xlabel().startswith("brightness (")
+    assert "pseudo-domains overlap" in axes.get_xlabel()
+    assert not axes.lines
+    outlines = [patch for patch in axes.patches if patch.get_label() in ("0", "1", "2")]
+    for number, outline in enumerate(outlines):
+        values, edges, _ = outline.get_data()
+        assert np.array_equal(values, np.histogram(scores[labels == number].numpy(), edges)[0])
+    assert len(outlines) == 3
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["0", "1", "2"]
+
+
 def test_pictures_are_the_same_every_time() -> None:
     images, scores = scored()
     made = [

@@ -142,6 +142,8 @@ def test_the_pictures_are_those_of_the_run(tmp_path: Path) -> None:
             data.pseudo_domains,
             split.domains,
             data.domain_names,
+            "low-frequency amplitude",
+            "sorted by low-frequency amplitude",
         ),
     }
     for name, made in expected.items():
@@ -304,8 +306,8 @@ SCORES = {"pseudo_domain_scores": lambda inner: inner.pseudo_domain_scores}
 
 @pytest.mark.parametrize(
     "extra",
-    [IMAGELESS, IMAGELESS | DOMAINS | SCORES, IMAGES | DOMAINS, IMAGES | SCORES],
-    ids=["nothing", "no images", "no scores", "no pseudo-domains"],
+    [IMAGELESS, IMAGELESS | DOMAINS | SCORES, IMAGES | SCORES],
+    ids=["nothing", "no images", "no pseudo-domains"],
 )
 def test_data_without_what_the_picture_takes(
     tmp_path: Path, extra: Mapping[str, Any], caplog: pytest.LogCaptureFixture
@@ -317,9 +319,22 @@ def test_data_without_what_the_picture_takes(
     assert len(lines) == 1
 
 
-def test_data_without_domains_of_their_own(tmp_path: Path) -> None:
-    fit(tmp_path, data=Foreign(tiny_data(tmp_path), IMAGES | DOMAINS | SCORES))
+@pytest.mark.parametrize("extra", [SCORES, {}], ids=["scores", "no scores"])
+def test_data_without_domains_of_their_own(tmp_path: Path, extra: Mapping[str, Any]) -> None:
+    fit(tmp_path, data=Foreign(tiny_data(tmp_path), IMAGES | DOMAINS | extra))
     assert drawn(tmp_path) == PICTURES
+
+
+@pytest.mark.parametrize(
+    ("labels", "grouping"),
+    [("fft", "k_means"), ("log_variance", "mean_sort"), ("random", None), ("actual", None)],
+)
+def test_every_labelling_has_a_picture(tmp_path: Path, labels: str, grouping: str | None) -> None:
+    options = {"pseudo_grouping": grouping} if grouping else {}
+    data = tiny_data(tmp_path, pseudo_labels=labels, **options)
+    _, data = fit(tmp_path, data=data, model={"dam": {"num_domains": 2}})
+    assert drawn(tmp_path) == PICTURES
+    assert (data.pseudo_domain_scores is None) == (labels in ("random", "actual"))
 
 
 def test_a_fit_of_something_else(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

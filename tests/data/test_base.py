@@ -11,7 +11,7 @@ from lightning import LightningDataModule, LightningModule, Trainer, seed_everyt
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 
-from dam_lightning.data import GroupedBatch, ResidentDataModule, Split, random_images
+from dam_lightning.data import GroupedBatch, ResidentDataModule, Split, pseudo_labels, random_images
 from dam_lightning.data import base as base_module
 from dam_lightning.data.resident import read_tensors
 from tests.reference.fourier import pseudo_domains
@@ -185,7 +185,7 @@ def test_there_are_no_domains_until_they_are_set_up(options: dict[str, Any]) -> 
 def test_pseudo_domains_equal_a_computation_from_scratch(
     options: dict[str, Any], num_domains: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_module, "_SCORE_CHUNK", 32)  # several chunks, the last one smaller
+    monkeypatch.setattr(pseudo_labels, "_CHUNK", 32)  # several chunks, the last one smaller
     data = ready(**options)
     data.setup_domains(num_domains)
     assert data.pseudo_domains is not None
@@ -204,13 +204,13 @@ def test_another_number_of_domains_only_cuts_anew(
     data = ready(**options)
     data.setup_domains(4)
     computed: list[float] = []
-    amplitude = base_module.low_frequency_amplitude
+    amplitude = pseudo_labels.low_frequency_amplitude
 
-    def spy(images: Tensor, ratio: float) -> Tensor:
+    def spy(images: Tensor, ratio: float, *more: Any) -> Tensor:
         computed.append(ratio)
-        return amplitude(images, ratio)
+        return amplitude(images, ratio, *more)
 
-    monkeypatch.setattr(base_module, "low_frequency_amplitude", spy)
+    monkeypatch.setattr(pseudo_labels, "low_frequency_amplitude", spy)
     assert data.pseudo_domains is not None
     first = data.pseudo_domains.clone()
     data.setup_domains(3)
@@ -348,7 +348,7 @@ def test_the_command_line_knows_the_arguments_of_the_base(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = cli("--data.number", "30", "--data.batch_real", "7", "--data.seed", "4")
-    assert (data.number, data.batch_real, data.seed, data.fft_ratio) == (30, 7, 4, 0.1)
+    assert (data.number, data.batch_real, data.seed, data.hparams["fft_ratio"]) == (30, 7, 4, 0.1)
     with pytest.raises(SystemExit):
         cli("--data.batch_raal", "7")
     assert "Option 'batch_raal' is not accepted" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dam_lightning.functional import low_frequency_amplitude, rank_groups
+from dam_lightning.functional.pseudo_domains import check_window, low_frequency_spectrum
 from tests.reference import fourier
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -62,6 +63,72 @@ def test_the_window_is_that_of_fourier_domain_adaptation(size: int, half: int) -
             # Both signs of the frequency, 0.25 * size ** 2 each, over the window's area.
             expected = 2 * 0.25 * size**2 / (2 * half + 1) ** 2 if frequency == half else 0.0
             assert score == pytest.approx(expected, abs=1e-9)
+
+
+def cropped(images: Tensor, rows: int, columns: int) -> np.ndarray:
+    """The middle of the shifted amplitudes, with the zero frequency at ``side // 2``."""
+    shifted = np.fft.fftshift(np.abs(np.fft.fft2(images.numpy())), axes=(-2, -1))
+    top = images.shape[-2] // 2 - rows // 2
+    left = images.shape[-1] // 2 - columns // 2
+    return shifted[..., top : top + rows, left : left + columns]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 9), (16, 10), (11, 20), (5, 4)])
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 0.3, 0.49])
+def test_the_window_of_half_width_is_the_crop_of_the_shifted_transform(
+    size: tuple[int, int], ratio: float
+) -> None:
+    images = raw_images(3, 2, *size)
+    half = int(ratio * min(size))
+    found = low_frequency_spectrum(images, ratio)
+    np.testing.assert_allclose(
+        found.numpy(), cropped(images, 2 * half + 1, 2 * half + 1), rtol=1e-11, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 9), (16, 10), (11, 20), (5, 4)])
+@pytest.mark.parametrize("ratio", [0.09, 0.25, 0.5, 0.7, 1.0])
+def test_the_window_of_an_area_is_the_crop_of_the_shifted_transform(
+    size: tuple[int, int], ratio: float
+) -> None:
+    images = raw_images(3, 2, *size)
+    rows, columns = (int(side * math.sqrt(ratio)) for side in size)
+    found = low_frequency_spectrum(images, ratio, "area")
+    assert found.shape == (3, 2, rows, columns)
+    expected = cropped(images, rows, columns)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-11, atol=1e-11)
+    score = low_frequency_amplitude(images, ratio, "area")
+    np.testing.assert_allclose(score.numpy(), expected.mean(axis=(1, 2, 3)), rtol=1e-11)
+
+
+def test_the_logarithm_is_taken_before_the_mean() -> None:
+    images = raw_images(3, 2, 8, 8)
+    expected = np.log1p(cropped(images, 3, 3)).mean(axis=(1, 2, 3))
+    found = low_frequency_amplitude(images, 0.2, log=True)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-11)
+
+
+def test_an_area_without_frequencies_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"leaves no frequency: use a ratio of at least 0\.016"):
+        low_frequency_spectrum(raw_images(1, 3, 8, 16), 0.01, "area")
+    assert low_frequency_spectrum(raw_images(1, 3, 8, 16), 0.016, "area").shape == (1, 3, 1, 2)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.1, -0.5, math.nan])
+def test_ratios_that_are_no_area_are_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"fft_ratio must be in \(0, 1\] for an area"):
+        check_window("fft_ratio", ratio, "area")
+
+
+def test_an_unknown_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be half_width or area, got 'round'"):
+        low_frequency_spectrum(raw_images(1, 3, 8, 8), 0.1, "round")  # type: ignore[arg-type]
+
+
+def test_equal_images_have_equal_scores() -> None:
+    """To the last bit, so that their order decides and not where they are in a batch."""
+    image = raw_images(1, 3, 13, 11)
+    assert len(low_frequency_amplitude(image.expand(37, -1, -1, -1)).unique()) == 1
 
 
 def test_an_image_scores_the_same_in_any_batch() -> None:
@@ -151,6 +218,19 @@ def test_equal_scores_keep_their_order() -> None:
     scores = np.random.default_rng(0).integers(0, 5, 2000).astype(np.float32)
     expected = fourier.rank_groups(scores.tolist(), 7)
     assert rank_groups(torch.from_numpy(scores), 7).tolist() == expected
+
+
+@few
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), min_size=1), st.integers(1, 6))
+def test_groups_within_classes_are_those_of_each_class_alone(
+    images: list[tuple[int, int]], num_groups: int
+) -> None:
+    scores = torch.tensor([float(score) for score, _ in images])
+    classes = torch.tensor([label for _, label in images])
+    labels = rank_groups(scores, num_groups, within=classes)
+    for value in range(4):
+        alone = [float(score) for score, label in images if label == value]
+        assert labels[classes == value].tolist() == fourier.rank_groups(alone, num_groups)
 
 
 def test_one_group_and_one_group_each() -> None:
