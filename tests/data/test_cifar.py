@@ -1,4 +1,4 @@
-"""CIFAR-10 from its original files, downloaded or not."""
+"""CIFAR-10 and CIFAR-100 from their original files, downloaded or not."""
 
 import pickle
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from dam_lightning import CIFAR10
+from dam_lightning import CIFAR10, CIFAR100
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,8 @@ def test_the_originals_are_read_once(
     tiny_cifar10: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = ready(tiny_cifar10)
-    (file,) = cache.iterdir()
+    (folder,) = cache.iterdir()
+    file = folder / "train.images"
     built: list[None] = []
     build = CIFAR10._build
     monkeypatch.setattr(CIFAR10, "_build", lambda self: built.append(build(self)))
@@ -154,3 +155,37 @@ def test_the_real_cifar10(real_cifar10: CIFAR10) -> None:
     assert real_cifar10.train.labels[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, ...
     means = real_cifar10.train.images[::10].float().mean(dim=(0, 2, 3)) / 255
     np.testing.assert_allclose(means, real_cifar10.mean, atol=0.005)
+
+
+def test_labels_of_cifar100_are_the_fine_ones(tiny_cifar100: Path, cache: Path) -> None:
+    data = CIFAR100(str(tiny_cifar100 / "cifar-100-python"), download=False)
+    data.prepare_data()
+    data.setup()
+    assert (len(data.train), len(data.test), data.num_classes) == (300, 200, 100)
+    assert (data.mean, data.std) == ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+    assert data.class_names == sorted(set(data.class_names))
+    for split, name in ((data.train, "train"), (data.test, "test")):
+        batch = pickle.loads((tiny_cifar100 / "cifar-100-python" / name).read_bytes())
+        assert split.labels.tolist() == batch["fine_labels"]
+        np.testing.assert_array_equal(split.images, batch["data"].reshape(-1, 3, 32, 32))
+    assert [folder.name.split("-")[0] for folder in cache.iterdir()] == ["cifar100"]
+
+
+def test_cifar100_is_downloaded_or_asked_for(tiny_cifar100: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"No intact CIFAR-100 in .*cifar-100-python.tar.gz"
+    ):
+        CIFAR100(str(tmp_path / "new"), download=False).prepare_data()
+    data = CIFAR100(str(tmp_path / "new"))
+    data.prepare_data()
+    data.setup()
+    assert len(data.train) == 300
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar-100-python"]
+
+
+def test_what_a_killed_download_left_is_removed(tiny_cifar10: Path, tmp_path: Path) -> None:
+    expected = ready(tiny_cifar10).fingerprint
+    (tmp_path / "new" / ".download-abc" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "new" / ".download-abc" / "cifar-10-python.tar.gz").write_bytes(b"half")
+    assert ready(tmp_path / "new").fingerprint == expected
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar-10-batches-py"]

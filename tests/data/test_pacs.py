@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dam_lightning.data import PACS, domain_folders, folders
+from dam_lightning.data import pacs as pacs_module
 from dam_lightning.data.split_cache import read_splits
 from tests.conftest import PER_CELL
 from tests.reference.fourier import pseudo_domains
@@ -88,6 +89,24 @@ def test_labels_come_from_folders_and_images_count_once(tiny_pacs: Path, pacs: M
     check_authors_split(ready(pacs(tiny_pacs)))
 
 
+def test_repeated_lines_and_unlisted_images_are_counted(
+    tiny_pacs: Path, pacs: MakePACS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tiny_pacs / "PACS" / "splits" / "photo_crossval_kfold.txt"
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join([*lines[1:], lines[1], lines[2]]))
+    said: list[str] = []
+    monkeypatch.setattr(domain_folders, "rank_zero_info", said.append)
+    data = ready(pacs(tiny_pacs))
+    assert len(data.test) == len(CELLS) * 2 - 1
+    assert len(said) == 2
+    assert said[0].startswith(
+        f"2 lines of the lists in {listed.parent}, such as that of photo/dog/"
+    )
+    assert "1 images in" in said[1]
+    assert "such as photo/dog/pic_008.png, are in none of the lists" in said[1]
+
+
 def test_the_test_lists_are_not_read(tiny_pacs: Path, pacs: MakePACS) -> None:
     for domain in PACS.domain_names:
         (tiny_pacs / "PACS" / "splits" / f"{domain}_test_kfold.txt").unlink()
@@ -124,16 +143,51 @@ def test_a_missing_dataset_is_explained(tmp_path: Path, pacs: MakePACS) -> None:
     assert "PACS/<domain>/<class>/<image>" in message
 
 
-def test_a_layout_that_is_not_known_is_explained(tiny_pacs: Path, pacs: MakePACS) -> None:
+def test_a_missing_domain_is_named(tiny_pacs: Path, pacs: MakePACS) -> None:
     shutil.move(tiny_pacs / "PACS" / "sketch", tiny_pacs / "PACS" / "sketches")
-    with pytest.raises(FileNotFoundError, match="Looked for the folders art_painting, cartoon"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no folder of the domain sketch \(but of art_painting, cartoon, photo\)\. Give as",
+    ):
         pacs(tiny_pacs).prepare_data()
 
 
-def test_a_class_without_images_is_named(tiny_pacs: Path, pacs: MakePACS) -> None:
+def test_a_domain_that_is_there_twice_is_refused(tiny_pacs: Path, pacs: MakePACS) -> None:
+    shutil.copytree(tiny_pacs / "PACS" / "sketch", tiny_pacs / "PACS" / "Sketch")
+    with pytest.raises(ValueError, match=r"two folders of sketch, Sketch and sketch: remove one"):
+        pacs(tiny_pacs).prepare_data()
+
+
+def test_folders_may_be_spelt_differently(tiny_pacs: Path, pacs: MakePACS) -> None:
+    """Lists name them as the authors do."""
+    (tiny_pacs / "PACS" / "art_painting").rename(tiny_pacs / "PACS" / "Art Painting")
+    (tiny_pacs / "PACS" / "photo" / "dog").rename(tiny_pacs / "PACS" / "photo" / "Dog")
+    data = ready(pacs(tiny_pacs))
+    assert data.domain_names == ["art_painting", "cartoon", "photo", "sketch"]
+    assert (len(data.train), len(data.test)) == (len(CELLS) * (PER_CELL - 2), len(CELLS) * 2)
+    assert "Art Painting/dog/pic_000.png" in data.train.paths
+    assert "photo/Dog/pic_009.png" in data.test.paths
+
+
+def test_class_sets_that_differ_are_named(tiny_pacs: Path, pacs: MakePACS) -> None:
     for path in (tiny_pacs / "PACS" / "photo" / "guitar").iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"No images in .*PACS/photo/guitar.* unpack it"):
+    shutil.rmtree(tiny_pacs / "PACS" / "sketch" / "dog")
+    shutil.rmtree(tiny_pacs / "PACS" / "sketch" / "horse")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"No images of guitar in .*PACS/photo; of dog, horse in .*PACS/sketch\. .* unpack it",
+    ):
+        pacs(tiny_pacs).prepare_data()
+
+
+def test_a_folder_of_no_class_is_refused(tiny_pacs: Path, pacs: MakePACS) -> None:
+    (tiny_pacs / "PACS" / "photo" / "cat").mkdir()
+    check_authors_split(ready(pacs(tiny_pacs)))
+    shutil.copy(
+        tiny_pacs / "PACS" / "photo" / "dog" / "pic_000.png", tiny_pacs / "PACS" / "photo" / "cat"
+    )
+    with pytest.raises(ValueError, match=r"photo/cat is of no class of PACS \(dog, elephant"):
         pacs(tiny_pacs).prepare_data()
 
 
@@ -225,7 +279,9 @@ def test_a_damaged_cache_is_built_again(
     file = folder / damaged
     intact = file.read_bytes()
     file.unlink()  # the first module still maps the old file
-    file.write_bytes({"truncated": intact[:-100], "garbage": b"x" * len(intact), "empty": b""}[damage])
+    file.write_bytes(
+        {"truncated": intact[:-100], "garbage": b"x" * len(intact), "empty": b""}[damage]
+    )
     second = ready(pacs(tiny_pacs))
     assert torch.equal(second.train.images, first.train.images)
     assert read_splits(folder) is not None
@@ -297,7 +353,7 @@ def test_the_real_pacs_splits_into_tenths_without_lists(
     real_pacs: PACS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = PACS(str(real_pacs.root))
-    monkeypatch.setattr(data, "_find_lists", lambda images: None)
+    monkeypatch.setattr(pacs_module, "find_lists", lambda *_: None)
     listing = data.list_files()
     train, test = ({file.path for file in files} for files in (listing.train, listing.test))
     assert not train & test
