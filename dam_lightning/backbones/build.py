@@ -1,15 +1,29 @@
 """Backbones by name, with weights that depend on nothing but a key."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 
+from dam_lightning.backbones.alexnet import AlexNet
 from dam_lightning.backbones.base import Backbone
+from dam_lightning.backbones.convnet import ConvNet
+from dam_lightning.backbones.foreign import TimmBackbone, TorchvisionBackbone, nearest
+from dam_lightning.backbones.resnet import ResNet18
+from dam_lightning.backbones.vgg import VGG11
+from dam_lightning.backbones.vit import ViTSmall, ViTTiny
 from dam_lightning.randomness import seeded
 
 __all__ = ["build_backbone"]
+
+_OWN: dict[str, type[Backbone]] = {
+    network.__name__: network for network in (AlexNet, ConvNet, ResNet18, VGG11, ViTSmall, ViTTiny)
+}
+_LIBRARIES: dict[str, Callable[..., Backbone]] = {
+    "torchvision": TorchvisionBackbone,
+    "timm": TimmBackbone,
+}
 
 
 def build_backbone(
@@ -27,8 +41,10 @@ def build_backbone(
     """Make a freshly initialised backbone.
 
     Args:
-        name: a class of `dam_lightning.backbones`, e.g. ``"ConvNet"``, or the dotted path of any
-            class that keeps to `Backbone`, e.g. ``"my_package.nets.MyNet"``.
+        name: a class of `dam_lightning.backbones`, e.g. ``"ConvNet"``; ``"torchvision:<name>"`` or
+            ``"timm:<name>"``, a classification model of these libraries, always with random
+            weights; or the dotted path of any class that keeps to `Backbone`, e.g.
+            ``"my_package.nets.MyNet"``.
         image_shape: (C, H, W).
         num_classes: number of outputs.
         options: further arguments of the class.
@@ -42,7 +58,7 @@ def build_backbone(
         The network, in training mode.
 
     Raises:
-        ValueError: if there is no such class or it does not take these options.
+        ValueError: if there is no such network or it does not take these images or options.
     """
     backbone_class = _find(name)
     with seeded(device, seed, stream, step, group), torch.device(device):
@@ -59,12 +75,26 @@ def build_backbone(
     return cast(Backbone, network)
 
 
-def _find(name: str) -> Any:
+def _find(name: str) -> Callable[..., Any]:
+    if name in _OWN:
+        return _OWN[name]
+    library, colon, model = name.partition(":")
+    if colon and library in _LIBRARIES:
+
+        def make(
+            image_shape: tuple[int, int, int], num_classes: int, /, **options: Any
+        ) -> Backbone:
+            return _LIBRARIES[library](image_shape, num_classes, model, **options)
+
+        return make
     module, _, attribute = name.rpartition(".")
+    hint = nearest(name, list(_OWN))
     try:
-        return getattr(importlib.import_module(module or "dam_lightning.backbones"), attribute)
+        if module and not colon:
+            return cast(Callable[..., Any], getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"there is no backbone {name!r} ({error}): give a class of dam_lightning.backbones, "
-            "such as ConvNet, or the dotted path of your own"
-        ) from error
+        hint = f" ({error})"
+    raise ValueError(
+        f"there is no backbone {name!r}{hint}: give a class of dam_lightning.backbones, such as "
+        "ConvNet, torchvision:<name>, timm:<name>, or the dotted path of your own"
+    )

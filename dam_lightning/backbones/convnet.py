@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dam_lightning.backbones.base import Backbone
+from dam_lightning.backbones.options import Norm, check_choice, check_numbers, norm_layers
 
 __all__ = ["ConvNet"]
 
@@ -18,12 +19,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 _POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "avgpool": lambda: nn.AvgPool2d(2),
     "maxpool": lambda: nn.MaxPool2d(2),
-}
-_NORMS: dict[str, Callable[[int, tuple[int, int]], nn.Module]] = {
-    "instancenorm": lambda width, _: nn.GroupNorm(width, width),
-    "groupnorm": lambda width, _: nn.GroupNorm(4, width),
-    "layernorm": lambda width, size: nn.LayerNorm([width, *size]),
-    "batchnorm": lambda width, _: nn.BatchNorm2d(width),
 }
 
 
@@ -59,29 +54,21 @@ class ConvNet(Backbone):
         num_classes: int,
         width: int = 128,
         depth: int = 3,
-        norm: Literal[
-            "instancenorm", "groupnorm", "layernorm", "batchnorm", "none"
-        ] = "instancenorm",
+        norm: Norm = "instancenorm",
         activation: Literal["relu", "leakyrelu", "sigmoid", "swish"] = "relu",
         pooling: Literal["avgpool", "maxpool", "none"] = "avgpool",
     ) -> None:
         super().__init__()
         channels, *size = image_shape
-        if min(*image_shape, num_classes, width, depth) < 1:
-            raise ValueError(
-                "image_shape, num_classes, width and depth must be at least 1, got "
-                f"{tuple(image_shape)}, {num_classes}, {width} and {depth}"
-            )
-        _check("norm", norm, [*_NORMS, "none"])
-        _check("activation", activation, list(_ACTIVATIONS))
-        _check("pooling", pooling, [*_POOLINGS, "none"])
+        check_numbers(image_shape, num_classes=num_classes, width=width, depth=depth)
+        check_choice("activation", activation, _ACTIVATIONS)
+        check_choice("pooling", pooling, [*_POOLINGS, "none"])
         blocks: list[nn.Module] = []
         for block in range(depth):
             padding = 3 if block == 0 and channels == 1 else 1
             blocks.append(nn.Conv2d(channels, width, kernel_size=3, padding=padding))
             channels, size = width, [n + 2 * (padding - 1) for n in size]
-            if norm != "none":
-                blocks.append(_NORMS[norm](width, (size[0], size[1])))
+            blocks.extend(norm_layers(norm, width, (size[0], size[1])))
             blocks.append(_ACTIVATIONS[activation]())
             if pooling != "none":
                 blocks.append(_POOLINGS[pooling]())
@@ -104,8 +91,3 @@ class ConvNet(Backbone):
         """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
         scores: Tensor = self.classifier(self.features(images))
         return scores
-
-
-def _check(option: str, value: str, allowed: list[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")

@@ -94,11 +94,38 @@ def test_a_network_is_made_on_its_device() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["NoSuchNet", "no_such_package.Net", f"{__name__}.NoSuchNet", "", "."]
+    "name", ["NoSuchNet", "nonsense:net", "no_such_package.Net", f"{__name__}.NoSuchNet", "", "."]
 )
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"there is no backbone '{name}'.*such as ConvNet"):
         build_backbone(name, SHAPE, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("Convnet", "ConvNet"),
+        ("resnet50", "ResNet18"),
+        ("VGG", "VGG11"),
+        ("ViT-Tiny", "ViTTiny"),
+    ],
+)
+def test_the_nearest_names_are_told(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}'; the nearest names are {nearest}"):
+        build_backbone(name, SHAPE, 5)
+
+
+@pytest.mark.parametrize("name", ["AlexNet", "ConvNet", "ResNet18", "VGG11", "ViTSmall", "ViTTiny"])
+def test_every_backbone_of_the_package(name: str) -> None:
+    options = {"width": 4, **({"depth": 2} if "ViT" in name else {})}
+    before = torch.get_rng_state()
+    first, second, other = (
+        list(build_backbone(name, (3, 32, 32), 5, options, seed=seed).parameters())
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(first, second)
+    assert not torch.equal(first[-2], other[-2])
 
 
 def test_relative_names_are_refused() -> None:
@@ -106,7 +133,7 @@ def test_relative_names_are_refused() -> None:
         build_backbone(".nets.Own", SHAPE, 5)
 
 
-@pytest.mark.parametrize("name", ["Backbone", "build_backbone", "build"])
+@pytest.mark.parametrize("name", ["Backbone", "build_backbone", "build", "vit"])
 def test_what_is_no_network_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"backbone '{name}'"):
         build_backbone(name, SHAPE, 5)
