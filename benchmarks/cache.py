@@ -61,9 +61,7 @@ def generate(folder: Path, count: int) -> None:
     for cell in cells:
         cell.mkdir(parents=True)
     for number in range(count):
-        name = f"{cells[number % len(cells)]}/{number:06d}.jpg"
-        with open(name, "wb") as file:  # noqa: PTH123 (a Path for each takes longer than the file)
-            file.write(encoded[number % _VARIANTS])
+        (cells[number % len(cells)] / f"{number:06d}.jpg").write_bytes(encoded[number % _VARIANTS])
     done.touch()
 
 
@@ -139,7 +137,9 @@ def _part(name: str, folder: Path, cache: str) -> None:
         )
         start = time.perf_counter()
         trainer.fit(module, datamodule=data)
-        print(f"one DM+DAM step, {data.num_classes} classes, in {time.perf_counter() - start:.1f} s")
+        print(
+            f"one DM+DAM step, {data.num_classes} classes, in {time.perf_counter() - start:.1f} s"
+        )
     print(
         f"peak memory: {_peak_gib(resource.RUSAGE_SELF):.1f} GiB, "
         f"of a worker {_peak_gib(resource.RUSAGE_CHILDREN):.1f} GiB (mapped files included)"

@@ -1,6 +1,8 @@
 """Every shipped config says what the sources say, and runs."""
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import yaml
 
 from dam_lightning import CondensedSet
 from dam_lightning.cli import main
+from tests.tiny_datasets import use_checksums, write_dataset
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = {
@@ -16,10 +19,27 @@ SHIPPED = {
     for path in sorted(CONFIGS.rglob("*.yaml"))
     if "model" in (yaml.safe_load(path.read_text()) or {})
 }
-DATASETS = {"digits": "Digits", "cifar10": "CIFAR10", "pacs": "PACS", "image_folder": "ImageFolder"}
-IPCS = {"digits": (1, 10), "cifar10": (1, 10, 50), "pacs": (1, 10), "image_folder": (1, 10)}
-METHODS = {
-    dataset: ("dm",) if dataset == "image_folder" else ("dm", "dc", "mtt") for dataset in DATASETS
+DATASETS = {
+    "digits": "Digits",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "tiny_imagenet": "TinyImageNet",
+    "pacs": "PACS",
+    "vlcs": "VLCS",
+    "office_home": "OfficeHome",
+    "domain_net": "DomainNet",
+    "image_folder": "ImageFolder",
+}
+IPCS = {
+    "digits": {"dm": (1, 10), "dc": (1, 10), "mtt": (1, 10)},
+    "cifar10": {"dm": (1, 10, 50), "dc": (1, 10, 50), "mtt": (1, 10, 50)},
+    "cifar100": {"dm": (1, 10, 50), "dc": (1, 10), "mtt": (1, 10)},
+    "tiny_imagenet": {"dm": (1,), "mtt": (1,)},
+    "pacs": {"dm": (1, 10), "dc": (1, 10), "mtt": (1, 10)},
+    "vlcs": {"dm": (1, 10), "dc": (1, 10), "mtt": (1, 10)},
+    "office_home": {"dm": (1, 10), "dc": (1,), "mtt": (1,)},
+    "domain_net": {"dm": (1,)},
+    "image_folder": {"dm": (1, 10)},
 }
 NO_FLIP = "color_crop_cutout_scale_rotate"
 
@@ -30,6 +50,12 @@ MTT = {
     ("cifar10", 1): (50, 2, 2, 1e2, 1e-7, 0.01, True),
     ("cifar10", 10): (30, 2, 20, 1e3, 1e-6, 0.01, True),
     ("cifar10", 50): (30, 2, 40, 1e3, 1e-5, 0.001, False),
+    ("cifar100", 1): (20, 3, 20, 1e3, 1e-5, 0.01, True),
+    ("cifar100", 10): (20, 2, 20, 1e3, 1e-5, 0.01, False),
+    ("tiny_imagenet", 1): (10, 2, 10, 1e4, 1e-4, 0.01, False),
+    ("vlcs", 1): (10, 2, 10, 1e4, 1e-6, 0.01, False),
+    ("vlcs", 10): (20, 2, 40, 1e4, 1e-6, 0.01, False),
+    ("office_home", 1): (10, 2, 10, 1e4, 1e-4, 0.01, False),
     ("pacs", 1): (10, 2, 10, 1e4, 1e-5, 0.01, False),
     ("pacs", 10): (20, 2, 40, 1e4, 1e-6, 0.01, False),
     ("digits", 1): (50, 2, 5, 1e3, 1e-7, 0.01, False),
@@ -38,9 +64,9 @@ MTT = {
 CELLS = [
     (dataset, method, dam, ipc)
     for dataset in DATASETS
-    for method in METHODS[dataset]
+    for method, ipcs in IPCS[dataset].items()
     for dam in (False, True)
-    for ipc in IPCS[dataset]
+    for ipc in ipcs
 ]
 
 
@@ -49,9 +75,40 @@ def name(dataset: str, method: str, dam: bool, ipc: int) -> str:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One for all, because whitening takes its time."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny dataset, by the name of its configs' folder."""
+
+    @cache
+    def root(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("tiny") / name
+        write_dataset(name, folder)
+        return folder
+
+    return root
+
+
+@pytest.fixture
+def options(
+    cache_dir: Path, written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], list[str]]:
+    """What makes a config of a dataset run on little data in little time."""
+
+    def given(name: str) -> list[str]:
+        arguments = ["--trainer.accelerator", "cpu", "--data.batch_real", "2"]
+        arguments += ["--data.cache_dir", str(cache_dir)]
+        if name != "digits":
+            use_checksums(name, written(name), monkeypatch)
+            root = written(name) / "PACS" if name == "image_folder" else written(name)
+            arguments += ["--data.root", str(root)]
+        return arguments
+
+    return given
 
 
 @pytest.fixture(autouse=True)
@@ -59,20 +116,6 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cli.py"])
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-
-
-def options(folder: str, request: pytest.FixtureRequest, cache: Path) -> list[str]:
-    """What makes a config of a dataset run on little data in little time."""
-    given = ["--trainer.accelerator", "cpu", "--data.batch_real", "2"]
-    given += ["--data.cache_dir", str(cache), "--model.backbone_args.width", "4"]
-    if folder in ("pacs", "image_folder"):
-        root = Path(request.getfixturevalue("tiny_pacs"))
-        given += ["--data.root", str(root / "PACS" if folder == "image_folder" else root)]
-    if folder == "image_folder":
-        given += ["--data.test_share", "0.01"]  # the smallest part
-    if folder == "cifar10":
-        given += ["--data.root", str(request.getfixturevalue("tiny_cifar10"))]
-    return given
 
 
 def condense(arguments: list[str]) -> CondensedSet:
@@ -83,7 +126,8 @@ def condense(arguments: list[str]) -> CondensedSet:
 
 def test_the_configs_are_those_that_are_documented() -> None:
     expected = {"quickstart.yaml", "evaluate/convnet.yaml", *(name(*cell) for cell in CELLS)}
-    expected |= {f"experts/{dataset}.yaml" for dataset in ("digits", "cifar10", "pacs")}
+    expected |= {f"experts/{dataset}.yaml" for dataset in IPCS if "mtt" in IPCS[dataset]}
+    expected |= {f"evaluate/{name}.yaml" for name in ("baseline", "whole", "cross_architecture")}
     assert set(SHIPPED) == expected
 
 
@@ -96,8 +140,6 @@ def test_values(dataset: str, method: str, dam: bool, ipc: int) -> None:
     assert config["data"]["class_path"] == DATASETS[dataset]
     assert model.pop("ipc") == ipc
     assert model.pop("dam", None) == ({} if dam else None)
-    if dataset in ("pacs", "image_folder"):
-        assert model.pop("backbone_args") == {"depth": 4}
     steps = config["trainer"].pop("max_steps")
     zca = config["data"].get("init_args", {}).get("zca", False)
     if method == "dm":
@@ -129,11 +171,12 @@ def test_values(dataset: str, method: str, dam: bool, ipc: int) -> None:
 
 @pytest.mark.parametrize(("dataset", "method", "dam", "ipc"), CELLS)
 def test_they_condense(
-    dataset: str, method: str, dam: bool, ipc: int, cache: Path, request: pytest.FixtureRequest
+    dataset: str, method: str, dam: bool, ipc: int, options: Callable[[str], list[str]]
 ) -> None:
-    """Shortened; and say in their names what they do."""
+    """Shortened to two steps and an evaluation; and say in their names what they do."""
     path = str(SHIPPED[name(dataset, method, dam, ipc)])
-    arguments = ["--config", path, *options(dataset, request, cache), "--trainer.max_steps", "2"]
+    arguments = ["--config", path, *options(dataset), "--trainer.max_steps", "2"]
+    arguments += ["--model.backbone_args.width", "4"]
     if method == "dc":
         arguments += ["--model.inner_loop", "1"]
     if method == "mtt":
@@ -158,24 +201,27 @@ def test_they_condense(
         weight = None if model["dam"] is None else model["dam"].get("weight", 0.01)
         assert weight == (0.01 if dam else None)
         assert recipe["lr"] == condensed.metadata["step_size"]
-    whitened = method == "mtt" and dataset == "cifar10" and ipc != 50
+    whitened = method == "mtt" and MTT[dataset, ipc][-1]
     assert (condensed.whitening is not None) == whitened
+    short = ["--model.recipe.epochs", "1", "--model.recipe.num_networks", "1"]
+    main(
+        ["test", *arguments, *short, "--ckpt_path", str(Path("lightning_logs/version_0/last.ckpt"))]
+    )
 
 
-def test_the_quickstart(cache: Path) -> None:
+def test_the_quickstart(cache_dir: Path) -> None:
     arguments = ["--config", str(SHIPPED["quickstart.yaml"]), "--trainer.max_steps", "2"]
     arguments += ["--trainer.accelerator", "cpu", "--data.batch_real", "2"]
     arguments += ["--model.backbone_args.width", "4", "--model.recipe.epochs", "1"]
-    assert condense([*arguments, "--data.cache_dir", str(cache)]).metadata["dam"] == 4
+    assert condense([*arguments, "--data.cache_dir", str(cache_dir)]).metadata["dam"] == 4
 
 
-@pytest.mark.parametrize("dataset", ["digits", "cifar10", "pacs"])
+@pytest.mark.parametrize("dataset", [dataset for dataset in IPCS if "mtt" in IPCS[dataset]])
 @pytest.mark.parametrize("domains", [None, 4])
 def test_experts(
     dataset: str,
     domains: int | None,
-    cache: Path,
-    request: pytest.FixtureRequest,
+    options: Callable[[str], list[str]],
     tmp_path: Path,
 ) -> None:
     """Epochs that do for every config of MTT on the same data."""
@@ -183,10 +229,10 @@ def test_experts(
     read = [
         starts - 1 + epochs
         for (of, ipc), (_, epochs, starts, *_) in MTT.items()
-        if of == dataset and ipc in IPCS[dataset]
+        if of == dataset and ipc in IPCS[dataset]["mtt"]
     ]
     assert yaml.safe_load(path.read_text())["model"]["init_args"]["epochs"] == max(read)
-    arguments = ["--config", str(path), *options(dataset, request, cache)]
+    arguments = ["--config", str(path), *options(dataset), "--model.backbone_args.width", "4"]
     arguments += ["--model.count", "1", "--model.epochs", "1", "--model.folder", str(tmp_path)]
     if domains is not None:
         arguments += ["--model.num_domains", str(domains)]

@@ -81,7 +81,7 @@ def test_a_condensed_set(digits: Digits) -> None:
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_baselines(baseline: str) -> None:
-    assert init_args("baseline") == {"condensed": "random"}
+    assert init_args("baseline") == {"condensed": "random", "recipe": {"backbone": "ConvNet"}}
     arguments = ["--model.ipc", "2", "--model.recipe.backbone_args.width", "4"]
     if baseline != "random":
         arguments += ["--model.condensed", baseline, "--model.selection.features", "pixels"]

@@ -21,6 +21,9 @@ _POOLINGS: dict[str, Callable[[], nn.Module]] = {
     "maxpool": lambda: nn.MaxPool2d(2),
 }
 
+_LARGE = 64
+"""Shorter side in pixels from which images have a block more."""
+
 
 class ConvNet(Backbone):
     """``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then a linear layer.
@@ -35,7 +38,7 @@ class ConvNet(Backbone):
             becomes 32x32.
         num_classes: number of outputs.
         width: channels of every block.
-        depth: number of blocks.
+        depth: number of blocks. None: 3, or 4 for images of at least 64 pixels, as in the paper.
         norm: ``"instancenorm"`` (affine, the default of the field), ``"groupnorm"`` (4 groups,
             which must divide the width), ``"layernorm"``, ``"batchnorm"`` or ``"none"``.
         activation: ``"relu"``, ``"leakyrelu"``, ``"sigmoid"`` or ``"swish"``.
@@ -53,13 +56,15 @@ class ConvNet(Backbone):
         image_shape: tuple[int, int, int],
         num_classes: int,
         width: int = 128,
-        depth: int = 3,
+        depth: int | None = None,
         norm: Norm = "instancenorm",
         activation: Literal["relu", "leakyrelu", "sigmoid", "swish"] = "relu",
         pooling: Literal["avgpool", "maxpool", "none"] = "avgpool",
     ) -> None:
         super().__init__()
         channels, *size = image_shape
+        if depth is None:
+            depth = 3 if min(size) < _LARGE else 4
         check_numbers(image_shape, num_classes=num_classes, width=width, depth=depth)
         check_choice("activation", activation, _ACTIVATIONS)
         check_choice("pooling", pooling, [*_POOLINGS, "none"])

@@ -68,13 +68,17 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
+def made_folder(folder: Path, option: str = "root") -> Iterator[None]:
     """Make a folder and those above it; after an error those that are empty are removed again.
+
+    Args:
+        folder: the folder.
+        option: what gives another one, for the error.
 
     Raises:
         OSError: files cannot be made there.
     """
-    check_writable(folder, "root")
+    check_writable(folder, option)
     made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -28,7 +28,8 @@ from dam_lightning.data.resident import (
     read_tensors,
     write_tensors,
 )
-from dam_lightning.files import check_writable, written_beside
+from dam_lightning.data.scratch import made_folder
+from dam_lightning.files import written_beside
 
 __all__ = [
     "images_file",
@@ -190,24 +191,24 @@ def _intact(images: Tensor, digests: Sequence[str]) -> bool:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """The only process that builds this cache."""
-    check_writable(folder, "cache_dir")
-    with _named_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+    with made_folder(folder.parent, "cache_dir"):
+        with _named_error(folder):
+            folder.mkdir(exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                rank_zero_info(f"Waiting for another process, which writes {folder}")
+                lock.acquire()
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            rank_zero_info(f"Waiting for another process, which writes {folder}")
-            lock.acquire()
-    try:
-        yield
-    except BaseException:
+            yield
+        except BaseException:
+            lock.release()
+            # What was begun stays, to go on with; nothing does not.
+            if [path.name for path in folder.glob("*")] in ([], [".lock"]):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         lock.release()
-        # What was begun stays, to go on with; nothing does not.
-        if [path.name for path in folder.glob("*")] in ([], [".lock"]):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    lock.release()
 
 
 @contextmanager

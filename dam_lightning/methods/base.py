@@ -52,7 +52,7 @@ class DAMOptions(TypedDict, total=False):
     num_domains: int
     temperature: float
     init_value: float
-    init: Literal["constant", "normal"]
+    init: Literal["constant", "normal", "one_hot"]
     mask_channels: int | None
     weight: float
 

@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 __all__ = ["FlatNetwork"]
 
@@ -106,6 +107,12 @@ class FlatNetwork:
             # Batched convolutions are grouped convolutions, which are slow for one group too.
             single = gradient(list(parameters), images[0], labels[0], weights[0])
             return tuple(tensor.unsqueeze(0) for tensor in single)
+        if any(map(_differs_in_batches, self.module.modules())):
+            one_by_one = [
+                gradient(list(parameters), *group)
+                for group in zip(images, labels, weights, strict=True)
+            ]
+            return tuple(map(torch.stack, zip(*one_by_one, strict=True)))
         batched = vmap(gradient, in_dims=(None, 0, 0, 0), randomness="different")
         return tuple(batched(list(parameters), images, labels, weights))
 
@@ -119,3 +126,13 @@ class FlatNetwork:
 
         gradient: Tensor = grad(loss)(vector)
         return gradient
+
+
+def _differs_in_batches(module: nn.Module) -> bool:
+    """Whether PyTorch (2.15) gets second derivatives of its gradients in a batch of groups wrong.
+
+    `backbones.layer_norm` has a layer norm of which it does not.
+    """
+    if isinstance(module, _BatchNorm):
+        return module.training
+    return isinstance(module, (nn.LayerNorm, _InstanceNorm))

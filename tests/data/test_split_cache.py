@@ -194,7 +194,7 @@ def test_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot make files in .*file.* with cache_dir"):
+    with pytest.raises(OSError, match=r"cannot make files in .*file: .* with cache_dir"):
         prepare_splits(tmp_path / "file" / "cache", lambda: None)
     with pytest.raises(OSError, match=r"cannot write the cache .*file.* argument cache_dir"):
         write(tmp_path / "file" / "cache")

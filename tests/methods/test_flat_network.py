@@ -207,3 +207,40 @@ def test_training_within_autocast_sees_its_own_updates() -> None:
 
 def test_convnet_is_what_was_tested() -> None:
     assert isinstance(module(), ConvNet)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.LayerNorm([2, 4, 4]),
+        nn.InstanceNorm2d(2, affine=True),
+        nn.BatchNorm2d(2, track_running_stats=False),
+        nn.GroupNorm(2, 2),
+        nn.BatchNorm2d(2).eval(),
+    ],
+    ids=lambda norm: type(norm).__name__ + ("" if norm.training else " at rest"),
+)
+def test_second_derivatives_of_groups_together_are_those_of_groups_apart(norm: nn.Module) -> None:
+    """PyTorch's own norms too, in networks from elsewhere."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 2, 1), norm, nn.SiLU(), nn.Flatten(), nn.Linear(32, 3))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    flat = FlatNetwork(network.double())
+    parameters = flat.split(flat.initial())
+    images, labels = pictures(2, 3, *SHAPE), torch.tensor([[0, 1, 1], [2, 0, 2]])
+    weights = torch.full((2, 3), 1 / 3, dtype=torch.float64)
+
+    def second(groups: list[slice]) -> Tensor:
+        x = images.clone().requires_grad_()
+        gradients = [
+            gradient
+            for group in groups
+            for gradient in flat.gradients(parameters, x[group], labels[group], weights[group])
+        ]
+        total = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+        return torch.autograd.grad(total, x)[0]
+
+    apart = second([slice(0, 1), slice(1, 2)])
+    assert apart.any()
+    torch.testing.assert_close(second([slice(0, 2)]), apart, atol=1e-9, rtol=1e-7)
