@@ -13,8 +13,7 @@ from torchvision.datasets.utils import check_integrity
 from dam_lightning.data.base import ResidentDataModule
 from dam_lightning.data.resident import CACHE_VERSION, Split, content_fingerprint
 from dam_lightning.data.scratch import made_folder, scratch_folder
-from dam_lightning.data.split_cache import load_splits, write_splits
-from dam_lightning.files import check_writable
+from dam_lightning.data.split_cache import load_splits, prepare_splits, write_splits
 
 __all__ = ["CIFAR10", "CIFAR100"]
 
@@ -56,24 +55,25 @@ class _CIFAR(ResidentDataModule):
         Raises:
             FileNotFoundError: it is not there, or damaged, and was not or could not be downloaded.
         """
-        if not ((self.root / self.original.base_folder).is_dir() and self._cache_file.exists()):
+        prepare_splits(self._cache_folder, self._build)
+        if not (self.root / self.original.base_folder).is_dir():
+            # Cached from elsewhere, but a root without the dataset is a mistake.
             self._build()
 
     def load_splits(self) -> Mapping[str, Split]:
         """The images, from the cache; a damaged or missing cache is built again."""
-        splits, metadata = load_splits(self._cache_file, self._build)
+        splits, metadata = load_splits(self._cache_folder, self._build)
         self.fingerprint = metadata["fingerprint"]
         return splits
 
     @property
-    def _cache_file(self) -> Path:
+    def _cache_folder(self) -> Path:
         # The originals are always the same; reading them and their checksums takes seconds.
         checksums = [*self.original.train_list, *self.original.test_list]
         key = blake2b(repr((CACHE_VERSION, checksums)).encode(), digest_size=16).hexdigest()
         return self.cache_dir / f"{type(self).__name__.lower()}-{key}"
 
     def _build(self) -> None:
-        check_writable(self.cache_dir, "cache_dir")
         folder = self.original.base_folder
         try:
             try:
@@ -91,7 +91,7 @@ class _CIFAR(ResidentDataModule):
             ) from error
         splits = {name: _as_split(name, part) for name, part in parts.items()}
         fingerprint = content_fingerprint(splits["train"], self.class_names)
-        write_splits(self._cache_file, splits, {"fingerprint": fingerprint})
+        write_splits(self._cache_folder, splits, {"fingerprint": fingerprint})
 
     def _read(self) -> dict[str, Any]:
         # Looks at the checksums before it reads anything.
