@@ -238,6 +238,52 @@ TABLE = [
         split_folders,
         left=CACHE,
     ),
+    Case(
+        "a domain that there is not",
+        f"{FIT} --data.left_out_domain moon",
+        r"no domain 'moon': give left_out_domain of drawn, seen$",
+        left=CACHE,
+    ),
+    Case(
+        "a domain left out of what is chosen",
+        f"{FIT} --data.left_out_domain seen --data.test_domains [seen]",
+        r"left_out_domain says .*: leave out train_domains and test_domains",
+        left=CACHE,
+    ),
+    Case(
+        "as many pseudo-domains as there are no domains",
+        f"{FIT} --model.dam {{}} --data.pseudo_labels actual",
+        r"2 domains \(drawn, seen\), but num_domains is 4: .* --model\.dam\.num_domains 2$",
+        left=CACHE,
+    ),
+    Case(
+        "clusters of random pseudo-domains",
+        f"{FIT} --data.pseudo_labels random --data.pseudo_grouping k_means",
+        r"nothing to cluster with pseudo_labels random: leave out pseudo_grouping",
+    ),
+    Case(
+        "a misspelt baseline",
+        f"{EVALUATE} --model.condensed hearding --model.ipc 1",
+        r"herding",
+    ),
+    Case(
+        "more coreset images than a class has",
+        f"{EVALUATE} --model.condensed herding --model.ipc 100",
+        r"class 'cat' has 18 training images, but 100 are asked for; use a smaller ipc",
+        left=CACHE,
+    ),
+    *(
+        Case(
+            f"{name} where there is none",
+            f"fit --model DM --data {name} --data.root own --data.cache_dir cache {QUICK}",
+            rf"No {title} in own",
+        )
+        for name, title in (
+            ("VLCS", "VLCS"),
+            ("OfficeHome", "Office-Home"),
+            ("DomainNet", "Domain"),
+        )
+    ),
     Case("random without ipc", f"{EVALUATE} --model.condensed random", r"give ipc with condensed"),
     Case(
         "validation without images",

@@ -166,16 +166,32 @@ def test_the_commands_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
             if tuple(arguments) in seen:
                 continue
             seen.add(tuple(arguments))
-            root = [] if row.dataset == "Digits" else ["--data.root", "DIR"]
-            config = parsed([*arguments, *root], monkeypatch)
+            config = parsed([*arguments, "--data.root", "DIR"], monkeypatch)
             assert config["data"]["class_path"].endswith(f".{CLASSES[row.dataset]}")
             model, data = config["model"]["init_args"], config["data"]["init_args"]
             if arguments[0] == "test":
+                assert config["model"]["class_path"].endswith(".Evaluation")
+                if row.table == "3":
+                    assert row.what.replace("-", "") in model["backbones"]
+                    assert data["zca"] == (figure["method"] == "MTT")
+                else:
+                    assert model["condensed"] == figure["method"].lower()
+                    assert model["ipc"] == (None if row.ipc == "all" else int(row.ipc))
                 continue
             assert config["model"]["class_path"].endswith(f".{figure['method']}")
             assert model["ipc"] == int(row.ipc)
             assert (model["dam"] is not None) == (figure["dam"] == "1")
             assert model["init"] == figure["init"]
+            value = row.what.rpartition("=")[2]
+            changed = {"C": "weight", "D": "temperature"}.get(row.table)
+            if changed is not None:
+                assert model["dam"] == {changed: float(value)}
+            if row.table == "B":
+                assert model["dam"] == {"init": "normal", "init_value": float(value)}
+            if row.table == "6":
+                source, _, grouping = row.what.replace("-", "_").partition("+")
+                assert data["pseudo_labels"] == source
+                assert data["pseudo_grouping"] == (grouping or "mean_sort")
             if row.table in "45":
                 chosen = [figure["target_domain"]]
                 single = figure["setting"] == "single-domain"

@@ -31,6 +31,8 @@ class AlexNet(Backbone):
         ValueError: if an option is unknown or out of its range, or the image is too small.
     """
 
+    batched_second_derivatives = True
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],

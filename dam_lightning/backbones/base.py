@@ -12,7 +12,15 @@ class Backbone(nn.Module, ABC):
 
     Its constructor takes ``image_shape`` (C, H, W) and ``num_classes``, then options of its own.
     Other modules with such a constructor and a method ``features`` serve as well.
+
+    Attributes:
+        batched_second_derivatives: whether ``torch.func.vmap`` of its gradients can be
+            differentiated once more, so that `DC` may take groups together. Of what PyTorch's own
+            layer and instance norms compute that is wrong, without a word; hence False unless a
+            network is known to be right.
     """
+
+    batched_second_derivatives = False
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ class ConvNet(Backbone):
         ValueError: if an option is unknown or the image is too small for the depth.
     """
 
+    batched_second_derivatives = True
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],

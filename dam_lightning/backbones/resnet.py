@@ -24,7 +24,8 @@ class ResNet18(Backbone):
     equals at 32x32; there they take no other size. The last three stages begin by halving the maps.
 
     Args:
-        image_shape: (C, H, W), of any size, but of at least 8x8 with ``downsampling: avgpool``.
+        image_shape: (C, H, W); with instance norm of at least 9x9, with ``downsampling: avgpool``
+            16x16, without a norm from 1x1 and 8x8.
         num_classes: number of outputs.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
         norm: after each convolution, as of `ConvNet`.
@@ -38,6 +39,8 @@ class ResNet18(Backbone):
     Raises:
         ValueError: if an option is unknown or out of its range, or the image is too small.
     """
+
+    batched_second_derivatives = True
 
     def __init__(
         self,

@@ -32,6 +32,8 @@ class VGG11(Backbone):
         ValueError: if an option is unknown or out of its range, or the image is too small.
     """
 
+    batched_second_derivatives = True
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],

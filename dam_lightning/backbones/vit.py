@@ -38,6 +38,8 @@ class VisionTransformer(Backbone):
         ValueError: if an option is out of its range.
     """
 
+    batched_second_derivatives = True
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],

@@ -5,6 +5,7 @@ piece into the file of its split. What is done is kept in a log beside; a build 
 goes on after it. The cache becomes complete, and usable, when its index is written at the end.
 """
 
+import gc
 import json
 import math
 import os
@@ -180,10 +181,16 @@ def _decode_all(pieces: _Pieces, wanted: Sequence[int]) -> Iterator[_Decoded]:
         sampler=wanted,
         num_workers=workers if workers > 1 else 0,
         collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
         # It would draw from the global one.
         generator=torch.Generator(),
     )
     return iter(loader)
+
+
+def _start_worker(_: int) -> None:
+    # What the parent has made is never garbage here, and looking through it copies its memory.
+    gc.freeze()
 
 
 def _as_it_is(piece: Any) -> Any:

@@ -106,7 +106,7 @@ def coreset(
         (num_classes * ipc,) int64 on the CPU, numbers of training images, class by class.
 
     Raises:
-        ValueError: if a class has fewer images.
+        ValueError: if a class has fewer images, or the network diverged.
     """
     check_class_sizes(data, ipc)
     images, labels = RealImages(data, device), data.train.labels.cpu()
@@ -116,7 +116,13 @@ def coreset(
         members = (labels == label).nonzero().flatten()
         with torch.no_grad():
             parts = [features(images[rows]) for rows in torch.split(members, recipe.batch_size)]
-        chosen.append(members[_pick(method, torch.cat(parts).float().cpu(), ipc, seed, label)])
+        found = torch.cat(parts).float().cpu()
+        if not bool(found.isfinite().all()):
+            raise ValueError(
+                f"the network that {method} chooses by has features that are not finite: lower "
+                "recipe.lr, or choose by selection.features untrained or pixels"
+            )
+        chosen.append(members[_pick(method, found, ipc, seed, label)])
     return torch.cat(chosen)
 
 

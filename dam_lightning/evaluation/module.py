@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dam_lightning.backbones import build_backbone
@@ -91,6 +92,7 @@ class Evaluation(EvaluatingModule):
         self.seed = run_seed() if seed is None else seed
         self.ledger = ledger
         self.networks = nn.ModuleList()
+        self._seen_by_networks: dict[str, Any] | None = None
         # The networks are trained whole, one in a step, outside Lightning's optimisation.
         self.automatic_optimization = False
 
@@ -103,6 +105,8 @@ class Evaluation(EvaluatingModule):
         """
         if self._data is None:
             raise MisconfigurationException("Evaluation takes its test images from a data module")
+        # Chosen of the images of a data module, which may be another one now.
+        self._coreset = None
         if stage == "fit" and self.trainer.world_size > 1:
             raise MisconfigurationException(
                 "Evaluation trains its networks in one process: use devices=1 for fit (test may "
@@ -204,6 +208,13 @@ class Evaluation(EvaluatingModule):
     def evaluated_networks(self, recipe: Recipe) -> Sequence[nn.Module]:
         """The networks of the checkpoint, or networks trained now."""
         if len(self.networks) > 0:
+            ours = _described(self._data)
+            for name, theirs in (self._seen_by_networks or {}).items():
+                if ours[name] != theirs:
+                    raise MisconfigurationException(
+                        f"the networks were trained on images with {name} {theirs}, the data "
+                        f"module has {ours[name]}; give the data module that they were trained on"
+                    )
             return [network.eval() for network in self.networks]
         return super().evaluated_networks(recipe)
 
@@ -219,6 +230,7 @@ class Evaluation(EvaluatingModule):
             images, labels, num_classes, self.recipe, seed=self.seed, number=number
         )
         self.networks.append(network)
+        self._seen_by_networks = _described(self._data)
         self.trainer.should_stop = len(self.networks) >= self.recipe.num_networks
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -226,8 +238,7 @@ class Evaluation(EvaluatingModule):
         checkpoint["evaluation"] = {
             "trained_on": self._trained_on(),
             "recipe": self.recipe.as_dict(),
-            "image_shape": list(self._data.image_shape),
-            "num_classes": self._data.num_classes,
+            "data": self._seen_by_networks or _described(self._data),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -253,15 +264,22 @@ class Evaluation(EvaluatingModule):
                 f"the networks of the checkpoint were trained on {saved['trained_on']}, but "
                 f"condensed is {self._trained_on()}; give the same, or leave the checkpoint out"
             )
+        self._seen_by_networks = saved["data"]
         # The networks are those of the checkpoint, whatever recipe is asked for now.
-        self._recipe = Recipe(**saved["recipe"])
-        channels, height, width = saved["image_shape"]
+        asked, self._recipe = self._recipe.as_dict(), Recipe(**saved["recipe"])
+        for name, value in self._recipe.as_dict().items():
+            if asked[name] != value:
+                rank_zero_info(
+                    f"The networks of the checkpoint were made with {name} {value}; "
+                    f"{asked[name]} is not used."
+                )
+        channels, height, width = saved["data"]["image_shape"]
         trained = {k.split(".")[1] for k in checkpoint["state_dict"] if k.startswith("networks.")}
         self.networks = nn.ModuleList(
             build_backbone(
                 self.recipe.backbone,
                 (channels, height, width),
-                saved["num_classes"],
+                len(saved["data"]["class_names"]),
                 self.recipe.backbone_args,
                 device=self.device,
             )
@@ -282,6 +300,17 @@ class Evaluation(EvaluatingModule):
         digest = blake2b(self.condensed.images.numpy().tobytes(), digest_size=8)
         digest.update(self.condensed.labels.numpy().tobytes())
         return f"condensed set {digest.hexdigest()}"
+
+
+def _described(data: Any) -> dict[str, Any]:
+    """What must be the same where networks are tested as where they were trained."""
+    return {
+        "image_shape": list(data.image_shape),
+        "class_names": list(data.class_names),
+        "zca": getattr(data, "whitening", None) is not None,
+        "mean": [float(value) for value in data.mean],
+        "std": [float(value) for value in data.std],
+    }
 
 
 def _by_name(recipe: Recipe, backbones: Sequence[str | BackboneOptions]) -> dict[str, Recipe]:

@@ -45,6 +45,8 @@ def train_network(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
+        # In float32, whatever the Trainer's precision makes of its steps.
+        torch.autocast(images.device.type, enabled=False),
         seeded(images.device, seed, f"{stream}/dropout", 0, number),
     ):
         channels, height, width = images.shape[1:]
@@ -82,6 +84,7 @@ def train_network(
                 optimizer.step()
             if epoch == (recipe.epochs - 1) // 2 + 1:
                 optimizer = _optimizer(network, recipe, recipe.lr * 0.1)
+    optimizer.zero_grad()  # gradients would double what the network takes
     network.eval()
     return network
 

@@ -38,7 +38,8 @@ class DM(Condenser):
         if any(isinstance(module, _BatchNorm) for module in network.modules()):
             raise ValueError(
                 f"DM cannot condense with {self.backbone} and batch normalisation: embeddings "
-                "would depend on which groups share a forward pass; use norm: instancenorm"
+                "would depend on which groups share a forward pass; use norm: instancenorm, or a "
+                "backbone without batch normalisation"
             )
         network.requires_grad_(False)
         return network

@@ -169,12 +169,14 @@ class ExpertData:
         if network.batch_norms:
             raise ValueError(
                 f"{recipe.backbone} with batch normalisation cannot be an expert: a trajectory "
-                "holds parameters, and no running statistics; use norm: instancenorm"
+                "holds parameters, and no running statistics; use norm: instancenorm, or a "
+                "backbone without batch normalisation"
             )
-        if network.has_dropout:
+        if network.is_random(self.image_shape, self._labels.device):
             raise ValueError(
-                f"{recipe.backbone} with dropout cannot be an expert: the student's training has "
-                "to be repeated exactly; switch dropout off"
+                f"{recipe.backbone} with dropout, or another draw at random in its forward pass, "
+                "cannot be an expert: the student's training has to be repeated exactly; switch it "
+                "off (dropout, stochastic_depth_prob, drop_path_rate: 0)"
             )
         return network
 

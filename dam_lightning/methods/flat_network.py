@@ -1,14 +1,13 @@
 """A network as a function of one vector that holds all its parameters."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 __all__ = ["FlatNetwork"]
 
@@ -33,6 +32,7 @@ class FlatNetwork:
         self._names = list(parameters)
         self._shapes = [parameter.shape for parameter in parameters.values()]
         self._sizes = [parameter.numel() for parameter in parameters.values()]
+        self._dtype = next(iter(parameters.values())).dtype
 
     @property
     def size(self) -> int:
@@ -40,15 +40,34 @@ class FlatNetwork:
         return sum(self._sizes)
 
     @property
+    def _batched(self) -> bool:
+        """Whether groups of images may be computed as a batch.
+
+        PyTorch (2.15) gets second derivatives of some norms' gradients wrong there: those of layer
+        and instance norm, and of batch norm with the statistics of the batch.
+        """
+        if not getattr(self.module, "batched_second_derivatives", False):
+            return False
+        return not any(module.training for module in self.batch_norms)
+
+    @property
     def batch_norms(self) -> list[nn.Module]:
         """Modules with batch normalisation."""
         return [module for module in self.module.modules() if isinstance(module, _BatchNorm)]
 
-    @property
-    def has_dropout(self) -> bool:
-        """Whether a module draws which values to drop."""
-        drops = (m for m in self.module.modules() if isinstance(m, _DropoutNd))
-        return any(module.p > 0 for module in drops)
+    def is_random(self, image_shape: tuple[int, int, int], device: torch.device) -> bool:
+        """Whether a forward pass in training draws anything, such as what to drop.
+
+        Args:
+            image_shape: (C, H, W).
+            device: where the network is.
+        """
+        cuda = device.type == "cuda"
+        with torch.random.fork_rng([device] if cuda else []), torch.no_grad():
+            state = partial(torch.cuda.get_rng_state, device) if cuda else torch.get_rng_state
+            before = state()
+            self.module(torch.zeros(2, *image_shape, device=device, dtype=self._dtype))
+            return not torch.equal(before, state())
 
     def initial(self) -> Tensor:
         """The parameters that the module has of its own, (P,)."""
@@ -107,7 +126,7 @@ class FlatNetwork:
             # Batched convolutions are grouped convolutions, which are slow for one group too.
             single = gradient(list(parameters), images[0], labels[0], weights[0])
             return tuple(tensor.unsqueeze(0) for tensor in single)
-        if any(map(_differs_in_batches, self.module.modules())):
+        if not self._batched:
             one_by_one = [
                 gradient(list(parameters), *group)
                 for group in zip(images, labels, weights, strict=True)
@@ -126,13 +145,3 @@ class FlatNetwork:
 
         gradient: Tensor = grad(loss)(vector)
         return gradient
-
-
-def _differs_in_batches(module: nn.Module) -> bool:
-    """Whether PyTorch (2.15) gets second derivatives of its gradients in a batch of groups wrong.
-
-    `backbones.layer_norm` has a layer norm of which it does not.
-    """
-    if isinstance(module, _BatchNorm):
-        return module.training
-    return isinstance(module, (nn.LayerNorm, _InstanceNorm))

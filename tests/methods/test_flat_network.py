@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from dam_lightning.backbones import ConvNet, build_backbone
 from dam_lightning.methods.flat_network import FlatNetwork
@@ -244,3 +245,26 @@ def test_second_derivatives_of_groups_together_are_those_of_groups_apart(norm: n
     apart = second([slice(0, 1), slice(1, 2)])
     assert apart.any()
     torch.testing.assert_close(second([slice(0, 2)]), apart, atol=1e-9, rtol=1e-7)
+
+
+class Dropping(ConvNet):
+    """Drops by a function, not by a module."""
+
+    def features(self, images: Tensor) -> Tensor:
+        return F.dropout(super().features(images), 0.1, self.training)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (ConvNet((3, 8, 8), 2, width=4, depth=1), False),
+        (Dropping((3, 8, 8), 2, width=4, depth=1), True),
+        (nn.Sequential(StochasticDepth(0.01, "row"), nn.Flatten(), nn.Linear(192, 2)), True),
+        (nn.Sequential(nn.Dropout(0.0), nn.Flatten(), nn.Linear(192, 2)), False),
+    ],
+    ids=["nothing", "function", "stochastic depth", "dropout of 0"],
+)
+def test_draws_in_the_forward_pass_are_found(network: nn.Module, expected: bool) -> None:
+    state = torch.get_rng_state()
+    assert FlatNetwork(network).is_random((3, 8, 8), torch.device("cpu")) == expected
+    assert torch.equal(torch.get_rng_state(), state)
