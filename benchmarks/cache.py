@@ -8,7 +8,6 @@ whole cache, killed in the middle and resumed; opening it; and one DM+DAM step o
 import argparse
 import io
 import multiprocessing
-import os
 import resource
 import shutil
 import signal
@@ -28,8 +27,8 @@ __all__ = ["generate", "main"]
 _CLASSES = 345
 _VARIANTS = 500
 """Different images; the others are copies."""
-_SIDES = (64, 160)
-"""Lowest and highest side of an image in pixels."""
+_SIDES = {"small": (64, 160), "large": (200, 500)}
+"""Lowest and highest side of an image in pixels; DomainNet's are large, and 30 KB on average."""
 _SIZE = 64
 _WORKERS = 2
 
@@ -43,16 +42,7 @@ def generate(folder: Path, count: int) -> None:
     if done.exists():
         return
     shutil.rmtree(root, ignore_errors=True)
-    generator = np.random.default_rng(0)
-    encoded = []
-    for _ in range(_VARIANTS):
-        height, width = generator.integers(*_SIDES, 2)
-        # Smooth, so that files are about as large as those of photos.
-        coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=90)
-        encoded.append(buffer.getvalue())
+    encoded = _encoded("small")
     cells = [
         root / domain / f"class_{label:03d}"
         for domain in DomainNet.domain_names
@@ -65,6 +55,23 @@ def generate(folder: Path, count: int) -> None:
     done.touch()
 
 
+def _encoded(kind: str) -> list[bytes]:
+    """Different JPEGs."""
+    generator = np.random.default_rng(0)
+    encoded = []
+    for _ in range(_VARIANTS):
+        height, width = generator.integers(*_SIDES[kind], 2)
+        # Smooth with some noise, so that files are about as large as those of photos.
+        coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        noise = generator.normal(0, 6, (height, width, 3))
+        pixels = (np.asarray(image) + noise).clip(0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
 def _only_decode(paths: Sequence[str]) -> int:
     total = 0
     for path in paths:
@@ -74,20 +81,27 @@ def _only_decode(paths: Sequence[str]) -> int:
     return total
 
 
-def _sampled(folder: Path, sample: int, repeats: int) -> None:
-    """Decoding a sample: the package against processes that keep nothing."""
+def _sampled(folder: Path, kind: str, count: int, repeats: int) -> None:
+    """Decoding images: the package against processes that keep nothing."""
     from dam_lightning.data import ListedFile
     from dam_lightning.data.building import build_splits
 
-    root = folder / "domain_net"
-    paths = [str(path) for path in sorted(root.rglob("*.jpg"))[:sample]]
-    listed = {"train": [ListedFile(os.path.relpath(path, root), 0, 0) for path in paths]}
     seconds: dict[str, list[float]] = {"package": [], "only decoding": []}
-    with ProcessPoolExecutor(_WORKERS, multiprocessing.get_context("spawn")) as pool:
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as sample,
+        ProcessPoolExecutor(_WORKERS, multiprocessing.get_context("spawn")) as pool,
+    ):
+        root = Path(sample)
+        encoded = _encoded(kind)
+        names = [f"{number:06d}.jpg" for number in range(count)]
+        for number, name in enumerate(names):
+            (root / name).write_bytes(encoded[number % _VARIANTS])
+        paths = [f"{root}/{name}" for name in names]
+        listed = {"train": [ListedFile(name, 0, 0) for name in names]}
         list(pool.map(_only_decode, [paths[:1]] * _WORKERS))  # starts them
         for turn in range(repeats + 1):
             start = time.perf_counter()
-            chunks = [paths[first : first + 256] for first in range(0, len(paths), 256)]
+            chunks = [paths[first : first + 256] for first in range(0, count, 256)]
             list(pool.map(_only_decode, chunks))
             decoding = time.perf_counter() - start
             with tempfile.TemporaryDirectory(dir=folder) as cache:
@@ -98,10 +112,13 @@ def _sampled(folder: Path, sample: int, repeats: int) -> None:
                 seconds["package"].append(package)
                 seconds["only decoding"].append(decoding)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    for name, median in medians.items():
-        print(f"{name}: {len(paths)} images in {median:.1f} s, {len(paths) / median:.0f} a second")
+    size = sum(map(len, encoded)) / len(encoded) / 1000
+    rates = ", ".join(f"{name} {count / median:.0f}" for name, median in medians.items())
     share = medians["only decoding"] / medians["package"]
-    print(f"the package reaches {share:.0%} of two processes that only decode and resize")
+    print(
+        f"{count} {kind} images of {size:.0f} KB, a second: {rates}; the package reaches "
+        f"{share:.0%} of two processes that only decode and resize\n"
+    )
 
 
 def _peak_gib(whose: int) -> float:
@@ -163,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cache", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="for the tree and the cache")
     parser.add_argument("--images", type=int, default=586_575)
-    parser.add_argument("--sample", type=int, default=20_000, help="images of the comparison")
+    parser.add_argument("--sample", type=int, default=60_000, help="images of the comparison")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kill-after", type=float, default=90, help="seconds of the first build")
     parser.add_argument("--part", choices=("build", "start", "step"), help=argparse.SUPPRESS)
@@ -175,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     generate(given.folder, given.images)
     print(f"{given.images} images are there, after {time.perf_counter() - start:.0f} s\n")
-    _sampled(given.folder, given.sample, given.repeats)
+    for kind, share in (("small", 1), ("large", 10)):
+        _sampled(given.folder, kind, given.sample // share, given.repeats)
     cache = str(given.folder / "cache")
     shutil.rmtree(cache, ignore_errors=True)
     _run("build", given.folder, cache, given.kill_after)
