@@ -281,7 +281,7 @@ TABLE = [
         for name, title in (
             ("VLCS", "VLCS"),
             ("OfficeHome", "Office-Home"),
-            ("DomainNet", "Domain"),
+            ("DomainNet", "DomainNet"),
         )
     ),
     Case("random without ipc", f"{EVALUATE} --model.condensed random", r"give ipc with condensed"),

@@ -28,9 +28,8 @@ from dam_lightning.data.resident import (
     content_fingerprint,
     default_cache_dir,
     part_fingerprint,
-    read_tensors,
-    write_tensors,
 )
+from dam_lightning.data.results import computed_once
 from dam_lightning.data.splitting import check_share, held_out
 from dam_lightning.functional import Whitening, zca_matrix
 from dam_lightning.functional.pseudo_domains import FrequencyWindow
@@ -227,6 +226,7 @@ class ResidentDataModule(LightningDataModule, ABC):
                 self.fingerprint = part_fingerprint(self.fingerprint, kept)
             self.train, self.test = chosen["train"], chosen["test"]
             self._set_validation(chosen.get("val"))
+            self._check_classes(len(self.train) < len(splits["train"]))
             self._class_index = GroupIndex(self.train.labels, self.class_names)
             if self.zca:
                 self.whitening = self._fit_whitening()
@@ -357,6 +357,17 @@ class ResidentDataModule(LightningDataModule, ABC):
         self.train, self.val = self.train.subset(~chosen), self.train.subset(chosen)
         self.fingerprint = part_fingerprint(self.fingerprint, ~chosen)
 
+    def _check_classes(self, is_part: bool) -> None:
+        """Refuse a choice of domains that lack a class."""
+        sizes = self.train.labels.bincount(minlength=len(self.class_names)).tolist()
+        missing = [name for name, size in zip(self.class_names, sizes, strict=True) if not size]
+        if missing and is_part:
+            raise ValueError(
+                f"the chosen domains have no training images of {', '.join(missing)}: choose "
+                "others, or more of them (train_domains, left_out_domain), or another split of the "
+                "dataset into training and test images"
+            )
+
     def _groups(self, index: GroupIndex, stream: str, step: int) -> Groups:
         indices, counts = index.draw(self.batch_real, self.seed, stream, step)
         return Groups(self.train, indices, counts, self.normalisation)
@@ -371,19 +382,18 @@ class ResidentDataModule(LightningDataModule, ABC):
                 f"whitened, the limit is {_MAX_WHITENED}: set zca to false, or use smaller images "
                 "(3 x 32 x 32)"
             )
-        path = self._cached_result("zca")
-        found = read_tensors(path)
-        if found is not None:
-            return Whitening(found[0]["mean"], found[0]["matrix"])
-        rank_zero_info(
-            f"Fitting the whitening of {dimensions} values to {len(self.train)} training images; "
-            f"this is done once and kept in {self.cache_dir}."
-        )
-        # Always on the CPU, as the pseudo-domains: every device then sees the same images.
-        mean, matrix = zca_matrix(self.train.images.cpu())
-        whitening = Whitening(mean.float(), matrix.float())
-        write_tensors(path, whitening._asdict(), {})
-        return whitening
+
+        def fit() -> dict[str, Tensor]:
+            rank_zero_info(
+                f"Fitting the whitening of {dimensions} values to {len(self.train)} training "
+                f"images; this is done once and kept in {self.cache_dir}."
+            )
+            # Always on the CPU, as the pseudo-domains: every device then sees the same images.
+            mean, matrix = zca_matrix(self.train.images.cpu())
+            return {"mean": mean.float(), "matrix": matrix.float()}
+
+        found = computed_once(self._cached_result("zca"), fit)
+        return Whitening(found["mean"], found["matrix"])
 
     def _cached_result(self, kind: str, *arguments: object) -> Path:
         """File for something computed of the training data."""

@@ -31,7 +31,7 @@ from dam_lightning.data.resident import (
     piece_digests,
     piece_length,
 )
-from dam_lightning.data.split_cache import images_file, map_images, write_index
+from dam_lightning.data.split_cache import VERIFIED_BYTES, images_file, map_images, write_index
 from dam_lightning.files import written_beside
 
 __all__ = ["build_splits"]
@@ -89,9 +89,10 @@ def build_splits(
     pieces = _Pieces(folder, root, listed, image_size, resize)
     _make_room(folder, pieces)
     done = {piece.number: piece for piece in _already_done(pieces)}
-    with _progress(pieces.count) as progress, (folder / _LOG).open("w") as log:
+    with written_beside(folder / _LOG) as beside, beside.open("w") as log:
         for piece in done.values():
             _note(log, piece)
+    with _progress(pieces.count) as progress, (folder / _LOG).open("a") as log:
         progress(sum(pieces.size(number) for number in done))
         for piece in _decode_all(pieces, [n for n in range(len(pieces)) if n not in done]):
             done[piece.number] = piece
@@ -116,7 +117,7 @@ def build_splits(
     _complete(folder, pieces, done, unreadable, class_names)
 
 
-class _Pieces(Dataset[_Decoded]):
+class _Pieces(Dataset[_Decoded | OSError]):
     """The pieces of all splits; taking one decodes it and writes it to its place."""
 
     def __init__(
@@ -156,7 +157,14 @@ class _Pieces(Dataset[_Decoded]):
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def __getitem__(self, number: int) -> _Decoded:
+    def __getitem__(self, number: int) -> _Decoded | OSError:
+        try:
+            return self._decoded(number)
+        except OSError as error:
+            # Raised by the parent: on its way there a raised one would lose its number.
+            return error
+
+    def _decoded(self, number: int) -> _Decoded:
         split, start, stop = self.pieces[number]
         pixels = np.zeros((stop - start, *self.image_shape), dtype=np.uint8)
         unreadable: dict[int, str] = {}
@@ -175,7 +183,7 @@ class _Pieces(Dataset[_Decoded]):
 def _decode_all(pieces: _Pieces, wanted: Sequence[int]) -> Iterator[_Decoded]:
     """Decode pieces by as many processes as there are cores; a single piece by this one."""
     workers = min(_cores(), len(wanted))
-    loader: DataLoader[_Decoded] = DataLoader(
+    loader: DataLoader[_Decoded | OSError] = DataLoader(
         pieces,
         batch_size=None,
         sampler=wanted,
@@ -185,7 +193,10 @@ def _decode_all(pieces: _Pieces, wanted: Sequence[int]) -> Iterator[_Decoded]:
         # It would draw from the global one.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    for piece in loader:
+        if isinstance(piece, OSError):
+            raise piece
+        yield piece
 
 
 def _start_worker(_: int) -> None:
@@ -208,6 +219,7 @@ def _make_room(folder: Path, pieces: _Pieces) -> None:
     """Give the files of pixels their full size, so that no disk is full half way."""
     sizes = {images_file(folder, name): math.prod(pieces.shape(name)) for name in pieces.listed}
     for file, size in sizes.items():
+        _beside(file).unlink(missing_ok=True)
         if file.exists() and file.stat().st_size != size:
             file.unlink()
     missing = sum(size for file, size in sizes.items() if not file.exists())
@@ -219,8 +231,9 @@ def _make_room(folder: Path, pieces: _Pieces) -> None:
             "some space there, name another folder with cache_dir, or lower image_size"
         )
     for file, size in sizes.items():
-        with file.open("ab") as opened:
-            # Takes the space, where the system can; else it is only not yet taken.
+        file.touch()
+        # Not to append to it: where the file system cannot take the space, zeros are written.
+        with file.open("r+b") as opened:
             if size and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(opened.fileno(), 0, size)
             else:
@@ -264,6 +277,7 @@ def _complete(
     """Write the index, without what is unreadable."""
     splits: dict[str, Split] = {}
     digests: dict[str, list[str]] = {}
+    compact: list[str] = []
     for name, files in pieces.listed.items():
         images = map_images(images_file(folder, name), pieces.shape(name))
         digests[name] = [
@@ -275,23 +289,39 @@ def _complete(
             kept[list(unreadable[name])] = False
             images = _without_gaps(images_file(folder, name), images, kept)
             digests[name] = piece_digests(images)
+            compact.append(name)
         splits[name] = Split(
             images,
             torch.tensor([file.label for file in files], dtype=torch.int64),
             torch.tensor([file.domain for file in files], dtype=torch.int64),
             [file.path for file in files],
         )
+    for name in compact:
+        _beside(images_file(folder, name)).replace(images_file(folder, name))
+    for name in splits:
+        _to_disk(images_file(folder, name))
     fingerprint = content_fingerprint(splits["train"], class_names, digests["train"])
     write_index(folder, splits, digests, {"fingerprint": fingerprint})
     (folder / _LOG).unlink()
 
 
 def _without_gaps(file: Path, images: Tensor, kept: Tensor) -> Tensor:
-    """Write the file anew with some of its images, and map it again."""
-    with written_beside(file) as beside, beside.open("wb") as new:
+    """Write some of the images of a file beside it, and map them."""
+    with _beside(file).open("wb") as new:
         for part in torch.split(kept.nonzero().flatten(), piece_length(images.shape[1:])):
             new.write(images[part].numpy().data)
-    return map_images(file, (int(kept.sum()), *images.shape[1:]))
+    return map_images(_beside(file), (int(kept.sum()), *images.shape[1:]))
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.compact")
+
+
+def _to_disk(file: Path) -> None:
+    """Wait for the disk, where opening a cache will not look at all of the file."""
+    if file.stat().st_size > VERIFIED_BYTES:
+        with file.open("r+b") as opened:
+            os.fsync(opened.fileno())
 
 
 def _report(

@@ -1,5 +1,6 @@
 """One image file to uint8 pixels, brought to RGB and to one size."""
 
+import errno
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,9 @@ Resize = Literal["squash", "crop"]
 """How an image becomes a square: squeezed whole, or its middle cut out."""
 
 _ORIENTATION = 0x0112
+_PASSING = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
+"""What is wrong with the machine, and not with an image."""
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -79,6 +83,9 @@ def decode(path: str, image_size: int, resize: Resize) -> NDArray[np.uint8] | st
             bilinearly with antialiasing.
         resize: ``"squash"`` does not keep the aspect ratio, as usual for domain generalisation (as
             DomainBed does it); ``"crop"`` keeps it and cuts out the middle.
+
+    Raises:
+        OSError: the system failed, and may not the next time.
     """
     size = (image_size, image_size)
     try:
@@ -89,6 +96,8 @@ def decode(path: str, image_size: int, resize: Resize) -> NDArray[np.uint8] | st
             image = image.resize(size, Image.Resampling.BILINEAR)
     # There is no telling what Pillow raises of damaged files.
     except Exception as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
+            raise
         # The path is named anyway.
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
     return np.asarray(image).transpose(2, 0, 1)

@@ -147,7 +147,10 @@ class FolderDataModule(ResidentDataModule):
         lost = count - sum(len(split) for split in splits.values())
         # Where they were decoded just now they were named too.
         if lost and not self._decoded:
-            rank_zero_info(f"{lost} of {count} images cannot be read and are left out.")
+            rank_zero_info(
+                f"{lost} of {count} images could not be read and are left out; to have them tried "
+                f"again, remove {self._cache_folder}."
+            )
         for name, files in listed.items():
             read = set(splits[name].labels.tolist())
             gone = sorted({file.label for file in files} - read)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dam_lightning.data.clustering import k_means_groups
 from dam_lightning.data.normalisation import Normalisation, channel_statistics
-from dam_lightning.data.resident import Split, read_tensors, write_tensors
+from dam_lightning.data.resident import Split
+from dam_lightning.data.results import computed_once
 from dam_lightning.functional import low_frequency_amplitude, rank_groups
 from dam_lightning.functional.log_variance import log_variance_features
 from dam_lightning.functional.pseudo_domains import (
@@ -41,6 +42,7 @@ _CHUNK = 1024
 _CONVOLVED = 64
 """Images that are convolved together (64x64: 400 MB), always, as sums may depend on it."""
 _WIDTH = 128
+_FFT: tuple[float, FrequencyWindow, bool] = (0.1, "half_width", False)
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ class PseudoLabelling:
     labels: PseudoLabels = "fft"
     grouping: PseudoGrouping = "mean_sort"
     scope: PseudoScope = "global"
-    fft_ratio: float = 0.1
-    fft_window: FrequencyWindow = "half_width"
-    fft_log: bool = False
+    fft_ratio: float = _FFT[0]
+    fft_window: FrequencyWindow = _FFT[1]
+    fft_log: bool = _FFT[2]
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,6 +92,12 @@ class PseudoLabelling:
             raise ValueError(
                 f"there is nothing to cluster with pseudo_labels {self.labels}: leave out "
                 f"pseudo_grouping {self.grouping}"
+            )
+        fft = (self.fft_ratio, self.fft_window, self.fft_log)
+        if self.labels != "fft" and fft != _FFT:
+            raise ValueError(
+                f"there are no amplitudes with pseudo_labels {self.labels}: leave out fft_ratio, "
+                "fft_window and fft_log"
             )
         if self.labels == "actual" and self.scope != "global":
             raise ValueError("true domains are what they are: leave out pseudo_scope class")
@@ -116,7 +124,8 @@ class PseudoLabeller:
     """Gives the images of a training split their pseudo-domains.
 
     What takes long is kept in cache files: amplitudes, log-variance features, clusters. It is
-    always computed on the CPU, so that every device finds the same.
+    always computed on the CPU, so that every device finds the same (but for the last bits of
+    amplitudes, which depend on the number of threads).
 
     For 586,575 images of 64x64 on two cores: amplitudes half a minute; log-variance features about
     an hour and 0.6 GB (float32, 256 values an image); k-means of amplitudes 1.2 GB (507 values).
@@ -192,17 +201,16 @@ class PseudoLabeller:
             return None
         how = self.labelling
         path = self._cache_file("amplitudes", how.fft_ratio, how.fft_window, how.fft_log)
-        found = read_tensors(path)
-        if found is not None:
-            return found[0]["amplitudes"]
-        scores = torch.cat(
+        return computed_once(path, lambda: {"amplitudes": self._amplitudes()})["amplitudes"]
+
+    def _amplitudes(self) -> Tensor:
+        how = self.labelling
+        return torch.cat(
             [
                 low_frequency_amplitude(pixels, how.fft_ratio, how.fft_window, how.fft_log)
                 for pixels in self._raw_chunks()
             ]
         )
-        write_tensors(path, {"amplitudes": scores}, {})
-        return scores
 
     def _raw_chunks(self) -> Iterator[Tensor]:
         """All images in [0, 1] and float64, some at a time."""
@@ -227,9 +235,9 @@ class PseudoLabeller:
     def _log_variance(self) -> Tensor:
         """(N, 256) float32, from the cache file or computed."""
         path = self._cache_file("log-variance", self._normalisation)
-        found = read_tensors(path)
-        if found is not None:
-            return found[0]["features"]
+        return computed_once(path, lambda: {"features": self._log_variance_features()})["features"]
+
+    def _log_variance_features(self) -> Tensor:
         if len(self._train) > 20 * _CHUNK:
             rank_zero_info(
                 f"Log-variance features of {len(self._train)} training images are computed, once; "
@@ -247,7 +255,6 @@ class PseudoLabeller:
         with torch.inference_mode():
             for part, images in chunks:
                 part.copy_(log_variance_features(normalise(images.cpu()), *network))
-        write_tensors(path, {"features": features}, {})
         return features
 
     def _clusters(self, num_domains: int, within: Tensor | None) -> Tensor:
@@ -256,23 +263,21 @@ class PseudoLabeller:
         if how.labels == "log_variance":
             source = (self._normalisation,)
         path = self._cache_file("k-means", how.labels, how.scope, how.seed, num_domains, *source)
-        found = read_tensors(path)
-        if found is not None:
-            return found[0]["labels"]
+        return computed_once(path, lambda: {"labels": self._k_means(num_domains, within)})["labels"]
+
+    def _k_means(self, num_domains: int, within: Tensor | None) -> Tensor:
         scores = self.scores
         assert scores is not None
-        is_fft = how.labels == "fft"
-        labels = k_means_groups(
+        is_fft = self.labelling.labels == "fft"
+        return k_means_groups(
             self._spectra() if is_fft else self._log_variance(),
             scores,
             num_domains,
-            how.seed,
+            self.labelling.seed,
             standardise=is_fft,
             within=within,
             names=self._class_names,
         )
-        write_tensors(path, {"labels": labels}, {})
-        return labels
 
     def _classes(self, num_domains: int) -> Tensor:
         """The classes, unless one is too small to be grouped by itself."""

@@ -145,7 +145,8 @@ def content_fingerprint(
 ) -> str:
     """Hex digest of the decoded training images, their labels, domains and class names.
 
-    Equal fingerprints mean equal training data, wherever the files came from.
+    Equal fingerprints mean equal training data, wherever the files came from; as far as checksums
+    of the pieces tell, which are proof against damage and chance, not against intent.
 
     Args:
         train: the training split.

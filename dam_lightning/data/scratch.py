@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dam_lightning.files import check_writable
 
-__all__ = ["made_folder", "one_at_a_time", "scratch_folder"]
+__all__ = ["locked", "made_folder", "one_at_a_time", "scratch_folder"]
 
 
 @contextmanager
@@ -53,13 +53,34 @@ def _lock(folder: Path) -> FileLock:
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other process is inside such a block for the same folder."""
-    path = folder / ".download.lock"
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        rank_zero_info(f"Waiting for another process, which downloads into {folder}")
-        lock.acquire()
+    with locked(folder / ".download.lock", f"which downloads into {folder}"):
+        yield
+
+
+@contextmanager
+def locked(path: Path, others: str) -> Iterator[None]:
+    """Wait until no other process is inside such a block for the same path.
+
+    A process that had to wait must look anew at what the others have left.
+
+    Args:
+        path: of the lock, a file that is gone afterwards; its folder is made.
+        others: what a process inside is doing, for a line that says that it is waited for.
+    """
+    lock, told = FileLock(path), False
+    while True:
+        # The one inside may leave by taking the lock away, and its folder with it.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            try:
+                lock.acquire(timeout=0 if not told else -1)
+            except Timeout:
+                rank_zero_info(f"Waiting for another process, {others}")
+                told = True
+                continue
+            if path.exists():
+                break
+            lock.release()
     try:
         yield
     finally:

@@ -8,16 +8,16 @@ that opening a cache takes the same time and memory for ten images and for ten m
 labels and names.
 """
 
+import errno
 import json
 import math
-import shutil
+import mmap
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dam_lightning.data.resident import (
@@ -28,10 +28,11 @@ from dam_lightning.data.resident import (
     read_tensors,
     write_tensors,
 )
-from dam_lightning.data.scratch import made_folder
+from dam_lightning.data.scratch import locked, made_folder
 from dam_lightning.files import written_beside
 
 __all__ = [
+    "VERIFIED_BYTES",
     "images_file",
     "load_splits",
     "map_images",
@@ -43,7 +44,7 @@ __all__ = [
 
 _INDEX = "index.safetensors"
 
-_VERIFIED = 2**29
+VERIFIED_BYTES = 2**29
 """Bytes of pixels of each split that are compared with their checksums when a cache is opened: all
 of a small set (43,000 images of 64 x 64), pieces all over a large one (a second's work)."""
 
@@ -65,11 +66,21 @@ def map_images(file: Path, shape: Sequence[int]) -> Tensor:
         raise OSError(f"{file} has {found} bytes, not {size}")
     if size == 0:  # nothing can be mapped
         return torch.empty(*shape, dtype=torch.uint8)
-    return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).view(*shape)
+    with file.open("rb") as opened:
+        if sys.platform == "win32":
+            mapped = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_COPY)
+        else:
+            # Without a reserve, else the system refuses files larger than its memory. The number is
+            # that of Linux, for Python before 3.13.
+            unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+            mapped = mmap.mmap(opened.fileno(), size, mmap.MAP_PRIVATE | unreserved)
+    return torch.frombuffer(mapped, dtype=torch.uint8).view(*shape)
 
 
 def write_splits(folder: Path, splits: Mapping[str, Split], metadata: Mapping[str, str]) -> None:
     """Write decoded splits, and some text, as a cache.
+
+    The caller sees to it that no other process writes this cache.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -77,7 +88,7 @@ def write_splits(folder: Path, splits: Mapping[str, Split], metadata: Mapping[st
     digests = {}
     for name, split in splits.items():
         images = split.images.cpu().contiguous()
-        with _named_error(folder), written_beside(images_file(folder, name)) as beside:
+        with written_beside(images_file(folder, name)) as beside:
             images.numpy().tofile(beside)
         digests[name] = piece_digests(images)
     write_index(folder, splits, digests, metadata)
@@ -163,8 +174,10 @@ def load_splits(folder: Path, build: Callable[[], None]) -> tuple[dict[str, Spli
         with _alone(folder):
             found = read_splits(folder)
             if found is None:
-                # Not usable from here on; processes that have it open keep what they see.
-                (folder / _INDEX).unlink(missing_ok=True)
+                if (folder / _INDEX).exists():
+                    # Files are not written over: processes that have them open keep what they see.
+                    for file in (folder / _INDEX, *folder.glob("*.images")):
+                        file.unlink()
                 build()
                 found = read_splits(folder)
     if found is None:
@@ -179,7 +192,7 @@ def _intact(images: Tensor, digests: Sequence[str]) -> bool:
     if len(digests) != count:
         return False
     piece_bytes = max(1, length * math.prod(images.shape[1:]))
-    step = max(1, math.ceil(count * piece_bytes / _VERIFIED))
+    step = max(1, math.ceil(count * piece_bytes / VERIFIED_BYTES))
     # The last piece is where a disk that was full would show.
     looked_at = {*range(0, count, step), *range(max(0, count - 1), count)}
     return all(
@@ -191,32 +204,30 @@ def _intact(images: Tensor, digests: Sequence[str]) -> bool:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """The only process that builds this cache."""
-    with made_folder(folder.parent, "cache_dir"):
-        with _named_error(folder):
-            folder.mkdir(exist_ok=True)
-            lock = FileLock(folder / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                rank_zero_info(f"Waiting for another process, which writes {folder}")
-                lock.acquire()
+    lock = folder.parent / f".{folder.name}.lock"
+    with (
+        made_folder(folder.parent, "cache_dir"),
+        _named_error(folder),
+        locked(lock, f"which writes {folder}"),
+    ):
+        folder.mkdir(exist_ok=True)
         try:
             yield
-        except BaseException:
-            lock.release()
+        finally:
             # What was begun stays, to go on with; nothing does not.
-            if [path.name for path in folder.glob("*")] in ([], [".lock"]):
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        lock.release()
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager
 def _named_error(folder: Path) -> Iterator[None]:
+    """Tell where there is no room."""
     try:
         yield
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise OSError(
-            f"cannot write the cache {folder} ({error}). Free some space there, or name another "
-            "folder with the argument cache_dir."
+            f"cannot write the cache {folder} ({error.strerror}). Free some space there, or name "
+            "another folder with the argument cache_dir."
         ) from error

@@ -147,6 +147,13 @@ class Evaluation(EvaluatingModule):
                 raise MisconfigurationException(
                     f"the condensed set has {name} {ours}, the data module {theirs}; give {remedy}"
                 )
+        fingerprint = getattr(self._data, "fingerprint", None)
+        if metadata.get("fingerprint") not in (None, "", fingerprint) and fingerprint is not None:
+            rank_zero_info(
+                "The condensed set was made of other training images than the data module has "
+                "(other files, domains, split_seed or validation_share); test images may be among "
+                "them."
+            )
         if whitening is None or data_whitening is None:
             return
         if not same_whitening(whitening, data_whitening):

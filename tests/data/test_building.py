@@ -1,6 +1,7 @@
 """Many image files into a cache, in pieces, with interruptions."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dam_lightning.data import Split, building, resident
+from dam_lightning.data import Split, building, decoding, resident
 from dam_lightning.data.building import build_splits
 from dam_lightning.data.decoding import ListedFile, read_image
 from dam_lightning.data.resident import content_fingerprint
@@ -245,8 +246,90 @@ def test_a_disk_that_becomes_full_leaves_no_usable_cache(
     with monkeypatch.context() as patched:
         patched.setattr(building, "_cores", lambda: cores)
         patched.setattr(building, "piece_digest", full)
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(OSError, match="No space left on device") as error:
             build(tmp_path / "cache", images)
+    assert error.value.errno == errno.ENOSPC
     assert read_splits(tmp_path / "cache") is None
     build(tmp_path / "cache", images)
     check(tmp_path / "cache", images)
+
+
+def test_a_file_system_that_cannot_take_space_beforehand_will_do(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The C library then writes into the file, which must not be open to append to."""
+
+    def emulated(descriptor: int, start: int, size: int) -> None:
+        assert not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+        os.pwrite(descriptor, b"\0", start + size - 1)
+
+    monkeypatch.setattr(os, "posix_fallocate", emulated)
+    build(tmp_path / "cache", images)
+    check(tmp_path / "cache", images)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_failing_machine_is_no_unreadable_image(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    read = decoding.read_image
+
+    def failing(path: str) -> Image.Image:
+        if path.endswith("/7.png"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "_cores", lambda: cores)
+        patched.setattr(decoding, "read_image", failing)
+        with pytest.raises(OSError, match=r"Input/output error: .*7\.png"):
+            build(tmp_path / "cache", images, skip_unreadable=True)
+    assert read_splits(tmp_path / "cache") is None
+    build(tmp_path / "cache", images)
+    check(tmp_path / "cache", images)
+
+
+def test_large_files_are_on_the_disk_before_the_index(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        assert not (tmp_path / "cache" / "index.safetensors").exists()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(building, "VERIFIED_BYTES", 10 * 3 * SIZE * SIZE)
+    build(tmp_path / "cache", images)
+    assert synced == ["train.images"]
+
+
+def test_an_interruption_while_gaps_are_closed_loses_nothing(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images / "4.png").write_text("no image")
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "content_fingerprint", interrupted)
+        patched.setattr(building, "_to_disk", interrupted)
+        patched.setattr(Path, "replace", interrupted_unless_log)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "cache", images, skip_unreadable=True)
+    seen = decoded_ones(monkeypatch)
+    build(tmp_path / "cache", images, skip_unreadable=True)
+    assert seen == ["3.png", "4.png", "5.png"]
+    check(tmp_path / "cache", images, (4,))
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+replace = Path.replace
+
+
+def interrupted_unless_log(path: Path, target: Path) -> Path:
+    if target.name.endswith(".images"):
+        raise KeyboardInterrupt
+    return replace(path, target)

@@ -195,5 +195,5 @@ def test_a_class_that_is_only_in_the_domain_left_out_is_named(tmp_path: Path) ->
             splits["train"].domains[splits["train"].labels == 2] = 1
             return splits
 
-    with pytest.raises(ValueError, match="no training images in: cow"):
+    with pytest.raises(ValueError, match="chosen domains have no training images of cow: choose"):
         Uneven(cache_dir=str(tmp_path), left_out_domain="stripes").setup()

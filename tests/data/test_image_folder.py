@@ -382,12 +382,12 @@ def test_what_was_left_out_is_said_in_later_runs_too(
         fill(root / part, one_domain(2))
     for path in (root / "test" / "cat").iterdir():
         path.write_text("no image")
-    line = "2 of 12 images cannot be read and are left out."
+    line = "2 of 12 images could not be read and are left out; to have them tried again, remove "
     whole = "none of the test images of cat can be read."
     for again in (False, True):
         said.clear()
         assert len(make(root, skip_unreadable=True).test) == 4
-        assert (line in said) == again
+        assert any(each.startswith(line) for each in said) == again
         assert whole in said
 
 
@@ -418,4 +418,4 @@ def test_sizes_beyond_the_disk_are_refused(tmp_path: Path) -> None:
         data = ImageFolder(str(root), image_size=size, cache_dir=str(tmp_path / "cache"))
         with pytest.raises(OSError, match=r"GiB are free: .* with cache_dir, or lower image_size"):
             data.prepare_data()
-        assert list((tmp_path / "cache").iterdir()) == []
+        assert not (tmp_path / "cache").exists()

@@ -1,6 +1,8 @@
 """Every way to make pseudo-domains, through the data module."""
 
 import inspect
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -8,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dam_lightning.backbones import ConvNet
 from dam_lightning.data import ResidentDataModule, Split, pseudo_labels
@@ -19,6 +22,7 @@ from dam_lightning.data.pseudo_labels import (
     PseudoScope,
     log_variance_network,
 )
+from dam_lightning.data.results import computed_once
 from dam_lightning.functional import rank_groups
 from dam_lightning.functional.log_variance import log_variance_features
 from tests.reference.fourier import low_frequency_amplitude
@@ -348,7 +352,37 @@ def test_every_labelling_has_a_description_of_its_own() -> None:
 
 
 def test_labels_go_on_with_the_checkpoint_of_plain_values(tmp_path: Path) -> None:
-    data = tiny_data(tmp_path, pseudo_labels="log_variance", fft_window="area")
-    assert data.hparams["pseudo_labels"] == "log_variance"
+    data = tiny_data(tmp_path, pseudo_labels="fft", fft_window="area")
+    assert data.hparams["pseudo_labels"] == "fft"
     assert data.hparams["fft_window"] == "area"
     assert "pseudo_labelling" not in data.hparams
+
+
+@pytest.mark.parametrize("labels", ["log_variance", "random", "actual"])
+@pytest.mark.parametrize("option", [{"fft_ratio": 0.2}, {"fft_window": "area"}, {"fft_log": True}])
+def test_amplitudes_have_no_options_where_there_are_none(
+    labels: PseudoLabels, option: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"no amplitudes with pseudo_labels {labels}: leave out"):
+        PseudoLabelling(labels, **option)
+
+
+def test_two_processes_compute_once(tmp_path: Path) -> None:
+    """The second waits, and reads."""
+    calls: list[int] = []
+    begun = threading.Event()
+
+    def compute() -> dict[str, Tensor]:
+        calls.append(1)
+        begun.set()
+        time.sleep(0.2)
+        return {"a": torch.arange(3)}
+
+    path = tmp_path / "new" / "result.safetensors"
+    first = threading.Thread(target=computed_once, args=(path, compute))
+    first.start()
+    begun.wait()
+    assert torch.equal(computed_once(path, compute)["a"], torch.arange(3))
+    first.join()
+    assert calls == [1]
+    assert list(path.parent.iterdir()) == [path]

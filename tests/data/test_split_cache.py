@@ -1,5 +1,9 @@
 """The cache of decoded splits."""
 
+import errno
+import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +12,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from dam_lightning.data import Split, split_cache
+from dam_lightning.data import Split, scratch, split_cache
 from dam_lightning.data.resident import piece_length, write_tensors
-from dam_lightning.data.split_cache import load_splits, prepare_splits, read_splits, write_splits
+from dam_lightning.data.split_cache import (
+    load_splits,
+    map_images,
+    prepare_splits,
+    read_splits,
+    write_splits,
+)
 
 INDEX = "index.safetensors"
 
@@ -109,7 +119,7 @@ def test_of_a_large_set_pieces_all_over_are_looked_at(
     length = piece_length((3, size, size))
     split = make_split(9 * length + 1, size)
     piece_bytes = length * 3 * size * size
-    monkeypatch.setattr(split_cache, "_VERIFIED", 3 * piece_bytes)
+    monkeypatch.setattr(split_cache, "VERIFIED_BYTES", 3 * piece_bytes)
     write_splits(tmp_path, {"train": split}, {})
     intact = bytearray((tmp_path / "train.images").read_bytes())
     noticed = []
@@ -169,14 +179,14 @@ def test_a_failed_build_leaves_nothing_behind_but_what_it_wrote(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         prepare_splits(folder, interrupted)
     assert (folder / "train.images").read_bytes() == b"part"
-    with FileLock(folder / ".lock", timeout=0):
+    with FileLock(tmp_path / ".cache.lock", timeout=0):
         pass  # it was given back
 
 
 def test_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    other = FileLock(folder / ".lock")
+    other = FileLock(tmp_path / ".cache.lock")
     other.acquire()
     said: list[str] = []
 
@@ -185,7 +195,7 @@ def test_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
         write(folder)  # what the other process was about
         other.release()
 
-    monkeypatch.setattr(split_cache, "rank_zero_info", say)
+    monkeypatch.setattr(scratch, "rank_zero_info", say)
     calls, build = counted(lambda: write(folder))
     prepare_splits(folder, build)
     assert calls == []
@@ -196,5 +206,49 @@ def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot make files in .*file: .* with cache_dir"):
         prepare_splits(tmp_path / "file" / "cache", lambda: None)
-    with pytest.raises(OSError, match=r"cannot write the cache .*file.* argument cache_dir"):
-        write(tmp_path / "file" / "cache")
+
+
+def test_a_cache_that_does_not_fit_on_the_disk_is_named(tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(
+        OSError, match=r"cannot write the cache .*/cache \(No space left .*cache_dir"
+    ):
+        prepare_splits(tmp_path / "cache", full)
+
+
+def test_a_cache_larger_than_memory_can_be_opened(tmp_path: Path) -> None:
+    """A sparse file, which takes no room."""
+    side = 2**12
+    count = 2**40 // (3 * side * side)
+    with (tmp_path / "train.images").open("wb") as file:
+        file.truncate(count * 3 * side * side)
+    images = map_images(tmp_path / "train.images", (count, 3, side, side))
+    assert not images[-1].any()
+    images[-1, 0, 0, 0] = 7
+    assert images[-1].sum() == 7
+
+
+def test_a_process_that_waited_for_one_that_failed_builds_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "cache"
+    begun, results = threading.Event(), []
+
+    def fail() -> None:
+        begun.set()
+        # Until the other waits.
+        time.sleep(0.3)
+        raise ValueError("broken")
+
+    def first() -> None:
+        with pytest.raises(ValueError, match="broken"):
+            prepare_splits(folder, fail)
+        results.append("failed")
+
+    failing = threading.Thread(target=first)
+    failing.start()
+    begun.wait()
+    prepare_splits(folder, lambda: write(folder))
+    failing.join()
+    assert results == ["failed"]
+    assert read_splits(folder) is not None
