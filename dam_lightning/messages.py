@@ -55,4 +55,7 @@ class ArgumentParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         prog = parser.prog.replace(" [options]", "")
-        self.exit(2, f"{prog} --help lists all options\nerror: {one_line(message)}\n")
+        lists = (
+            f"{prog} --help lists the options of Lightning, --model.help DM and --data.help PACS"
+        )
+        self.exit(2, f"{lists} those of a class\nerror: {one_line(message)}\n")

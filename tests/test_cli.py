@@ -86,7 +86,7 @@ def test_resume_and_test(config: str, capsys: pytest.CaptureFixture) -> None:
     main(["test", "--config", config, "--ckpt_path", checkpoint, "--model.ledger", "l.csv"])
     main(["test", "--config", config, "--ckpt_path", checkpoint, "--model.ledger", "l.csv"])
     header, first, second = Path("l.csv").read_text().splitlines()
-    assert header.startswith("dataset,ipc,method,dam,seed,steps,accuracy,deviation")
+    assert header.startswith("dataset,ipc,method,dam,seed,steps,backbone,accuracy,deviation")
     assert first.split(",")[:7] == second.split(",")[:7]
     assert first.startswith("Digits,1,DM,4,0,3,")
     printed = capsys.readouterr().out

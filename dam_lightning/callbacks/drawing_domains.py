@@ -69,7 +69,9 @@ def pseudo_domain_picture(
     Returns:
         RGB, about 1100 pixels wide.
     """
-    known = domains is not None and 1 < len(domain_names) <= _MOST_COLOURS
+    # Of a single one there is nothing to tell apart.
+    present = 0 if domains is None else len(set(domains.tolist()))
+    known = present > 1 and 1 < len(domain_names) <= _MOST_COLOURS
     true = _true_domains(domains, domain_names) if domains is not None and known else None
     pseudo_domains = pseudo_domains.cpu()
     count = int(pseudo_domains.max()) + 1

@@ -37,6 +37,8 @@ from dam_lightning.randomness import run_seed
 
 __all__ = ["ResidentDataModule"]
 
+_ALL_DOMAINS = DomainChoice(None, None, None, "all")
+
 _MAX_WHITENED = 3072
 """Values of an image, 3 x 32 x 32, beyond which whitening is refused: memory grows with the square
 and time with the cube (at the limit: 36 MB for the matrix, half a minute for CIFAR-10)."""
@@ -81,8 +83,9 @@ class ResidentDataModule(LightningDataModule, ABC):
         fft_log: take log(1 + amplitude) in place of the amplitude.
         validation_share: share of the training images of each class of each domain that is held
             out, to choose by (the best state, an option). None: nothing is.
-        train_domains: names of the domains whose training images are used. None: all.
-        test_domains: names of the domains whose test images are tested on. None: all.
+        train_domains: names of the domains, or of the one, whose training images are used. None:
+            all.
+        test_domains: likewise, of the test images that are tested on.
         left_out_domain: name of a domain that is kept from training and is all that is tested on
             (leave-one-domain-out).
         left_out_part: what of that domain is tested on: ``"all"`` its images, which are unseen, or
@@ -137,8 +140,8 @@ class ResidentDataModule(LightningDataModule, ABC):
         fft_window: FrequencyWindow = "half_width",
         fft_log: bool = False,
         validation_share: float | None = None,
-        train_domains: Sequence[str] | None = None,
-        test_domains: Sequence[str] | None = None,
+        train_domains: list[str] | str | None = None,
+        test_domains: list[str] | str | None = None,
         left_out_domain: str | None = None,
         left_out_part: Literal["all", "test"] = "all",
         zca: bool = False,
@@ -165,7 +168,12 @@ class ResidentDataModule(LightningDataModule, ABC):
         )
         if validation_share is not None:
             check_share("validation_share", validation_share)
-        self.choice = DomainChoice(train_domains, test_domains, left_out_domain, left_out_part)
+        self.choice = DomainChoice(
+            [train_domains] if isinstance(train_domains, str) else train_domains,
+            [test_domains] if isinstance(test_domains, str) else test_domains,
+            left_out_domain,
+            left_out_part,
+        )
         # Not to the logger: Lightning refuses to log a module and a data module that both have a
         # ``seed`` and differ in it.
         self.save_hyperparameters(logger=False)
@@ -226,6 +234,11 @@ class ResidentDataModule(LightningDataModule, ABC):
                 self.fingerprint = part_fingerprint(self.fingerprint, kept)
             self.train, self.test = chosen["train"], chosen["test"]
             self._set_validation(chosen.get("val"))
+            if self.choice != _ALL_DOMAINS:
+                rank_zero_info(
+                    f"{len(self.train)} training images of {self._domains_of(self.train)}; "
+                    f"{len(self.test)} test images of {self._domains_of(self.test)}."
+                )
             self._check_classes(len(self.train) < len(splits["train"]))
             self._class_index = GroupIndex(self.train.labels, self.class_names)
             if self.zca:
@@ -356,6 +369,10 @@ class ResidentDataModule(LightningDataModule, ABC):
         )
         self.train, self.val = self.train.subset(~chosen), self.train.subset(chosen)
         self.fingerprint = part_fingerprint(self.fingerprint, ~chosen)
+
+    def _domains_of(self, split: Split) -> str:
+        present = sorted(set(split.domains.tolist()))
+        return ", ".join(self.domain_names[number] for number in present)
 
     def _check_classes(self, is_part: bool) -> None:
         """Refuse a choice of domains that lack a class."""

@@ -43,7 +43,9 @@ class Figure:
         return not math.isnan(self.mean)
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f}"
+        # One network tells nothing about the spread.
+        spread = "" if math.isnan(self.interval) else f" ± {self.std:.1f}"
+        return f"{self.mean:.1f}{spread}"
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,13 @@ class EvaluatingModule(LightningModule, ABC):
         return figures
 
     def _print(self, results: list[_Result], part: str) -> None:
-        title = f"{type(self._data).__name__}, {part} images"
+        described, recipe = self.describe(), next(iter(self.recipes.values()))
+        per_class = f", {described['ipc']} per class" if described["ipc"] else ""
+        count = "1 network" if recipe.num_networks == 1 else f"{recipe.num_networks} networks"
+        title = (
+            f"{type(self._data).__name__}, {part} images{per_class}, {count} of {recipe.epochs} "
+            "epochs"
+        )
         domain_names = self._data.domain_names
         named = {result.name: result.scores for result in results}
         if "" in named:

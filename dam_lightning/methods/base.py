@@ -565,6 +565,12 @@ class Condenser(EvaluatingModule):
                 for name, (new, old) in changed.items()
             )
             rank_zero_info(f"Arguments that differ from the checkpoint's: {listed}")
+        if "data" in changed and self._trainer is not None and not self.trainer.training:
+            rank_zero_info(
+                "The checkpoint's images were made of other training images than the data module "
+                "has (other files, domains, split_seed or validation_share); test images may be "
+                "among them."
+            )
         if self._trainer is None or not self.trainer.training:
             # The images were made from those data, whatever they are tested on.
             self._provenance, self._whitening = saved["provenance"], whitening

@@ -92,7 +92,8 @@ def check_shapes(
     if differing:
         lines = "; ".join(f"{name}: {o} here, {t} in the checkpoint" for name, o, t in differing)
         raise MisconfigurationException(
-            f"the checkpoint does not fit: {lines}. Use the checkpoint's values, or begin anew"
+            f"the checkpoint does not fit: {lines}. Use the checkpoint's values (--config "
+            "config.yaml of its run has them), or begin anew"
         )
 
 

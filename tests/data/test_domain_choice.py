@@ -1,12 +1,15 @@
 """Which domains take part: the settings of the paper."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dam_lightning import DM, Evaluation
+from dam_lightning.cli import main
 from dam_lightning.data import Digits, Split
 from dam_lightning.data.digits import STYLES
 from tests.tiny import SMALL_NETWORK, SMALL_RECIPE, TinyData, tiny_data, tiny_trainer
@@ -197,3 +200,47 @@ def test_a_class_that_is_only_in_the_domain_left_out_is_named(tmp_path: Path) ->
 
     with pytest.raises(ValueError, match="chosen domains have no training images of cow: choose"):
         Uneven(cache_dir=str(tmp_path), left_out_domain="stripes").setup()
+
+
+@pytest.mark.parametrize("written", ["stripes", "[stripes]"])
+def test_one_domain_needs_no_brackets_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, written: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+    arguments = ["fit", "--model", "DM", "--data", "tests.tiny.TinyData", "--print_config"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--data.train_domains", written])
+    config = yaml.safe_load(capsys.readouterr().out)
+    chosen = config["data"]["init_args"]["train_domains"]
+    data = TinyData(cache_dir=str(tmp_path), train_domains=chosen)
+    data.setup()
+    assert set(data.train.domains.tolist()) == {1}
+
+
+def test_what_was_chosen_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("dam_lightning.data.base.rank_zero_info", said.append)
+    tiny_data(tmp_path)
+    assert said == []
+    tiny_data(tmp_path, left_out_domain="plain")
+    assert said == ["16 training images of stripes; 23 test images of plain."]
+
+
+def test_a_checkpoint_that_is_tested_with_another_choice_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"backbone_args": SMALL_NETWORK, "recipe": SMALL_RECIPE, "seed": 0}
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    trainer.fit(DM(ipc=1, **options), datamodule=tiny_data(tmp_path, left_out_domain="plain"))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    said: list[str] = []
+    monkeypatch.setattr("dam_lightning.methods.base.rank_zero_info", said.append)
+    for chosen, told in (({"left_out_domain": "plain"}, False), ({}, True)):
+        said.clear()
+        tiny_trainer(tmp_path).test(
+            DM(ipc=1, **options),
+            datamodule=tiny_data(tmp_path, **chosen),
+            ckpt_path=tmp_path / "x.ckpt",
+            verbose=False,
+        )
+        assert any("test images may be among them" in line for line in said) == told
