@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cache", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="for the tree and the cache")
     parser.add_argument("--images", type=int, default=586_575)
-    parser.add_argument("--sample", type=int, default=60_000, help="images of the comparison")
+    parser.add_argument("--sample", type=int, default=40_000, help="images of the comparison")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kill-after", type=float, default=90, help="seconds of the first build")
     parser.add_argument("--part", choices=("build", "start", "step"), help=argparse.SUPPRESS)
