@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from dam_lightning.backbones.base import Backbone
+from dam_lightning.backbones.base import HeadedBackbone
 from dam_lightning.backbones.options import Norm, check_numbers, check_size, norm_layers
 
 __all__ = ["AlexNet"]
@@ -11,7 +11,7 @@ _LAYERS = ((5, 2, True), (5, 3, True), (3, 4, False), (3, 3, False), (3, 3, True
 """Of each convolution: kernel size, channels in halves of the width, whether pooling follows."""
 
 
-class AlexNet(Backbone):
+class AlexNet(HeadedBackbone):
     """Five convolutions with three 2x2 max poolings, then a linear layer and no hidden ones.
 
     ``AlexNet`` of ``networks.py`` in VICO-UoE/DatasetCondensation, which it equals at 32x32; there
@@ -64,8 +64,3 @@ class AlexNet(Backbone):
         """Embedding of the images: (N, C, H, W) -> (N, F)."""
         embedding: Tensor = self.layers(images)
         return embedding.flatten(1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
-        scores: Tensor = self.classifier(self.features(images))
-        return scores

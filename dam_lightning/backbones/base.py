@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "HeadedBackbone"]
 
 
 class Backbone(nn.Module, ABC):
@@ -29,3 +29,15 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
+
+
+class HeadedBackbone(Backbone):
+    """A backbone whose scores are those that its ``classifier`` gives to its embedding."""
+
+    classifier: nn.Module
+    """From the embedding to the scores: (N, F) -> (N, num_classes)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
+        scores: Tensor = self.classifier(self.features(images))
+        return scores

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from dam_lightning.backbones.base import Backbone
+from dam_lightning.backbones.base import HeadedBackbone
 from dam_lightning.backbones.options import Norm, check_choice, check_numbers, norm_layers
 
 __all__ = ["ConvNet"]
@@ -25,7 +25,7 @@ _LARGE = 64
 """Shorter side in pixels from which images have a block more."""
 
 
-class ConvNet(Backbone):
+class ConvNet(HeadedBackbone):
     """``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then a linear layer.
 
     Gidaris and Komodakis (CVPR 2018), with the options of ``networks.py`` in
@@ -93,8 +93,3 @@ class ConvNet(Backbone):
         """Embedding of the images: (N, C, H, W) -> (N, F)."""
         embedding: Tensor = self.blocks(images)
         return embedding.flatten(1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
-        scores: Tensor = self.classifier(self.features(images))
-        return scores

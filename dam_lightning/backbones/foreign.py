@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dam_lightning.backbones.base import Backbone
+from dam_lightning.backbones.base import Backbone, HeadedBackbone
 from dam_lightning.backbones.options import check_numbers
 
 __all__ = ["TimmBackbone", "TorchvisionBackbone", "nearest"]
@@ -41,7 +41,7 @@ class _Foreign(Backbone):
         return length
 
 
-class TorchvisionBackbone(_Foreign):
+class TorchvisionBackbone(_Foreign, HeadedBackbone):
     """A classification model of torchvision, e.g. ``torchvision:resnet18``.
 
     ``torchvision.models.get_model`` without weights. The embedding is what the last linear layer
@@ -117,11 +117,6 @@ class TorchvisionBackbone(_Foreign):
         with sdpa_kernel(SDPBackend.MATH):
             embedding: Tensor = self.network(images)
         return embedding
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores of the images: (N, 3, H, W) -> (N, num_classes)."""
-        scores: Tensor = self.classifier(self.features(images))
-        return scores
 
 
 class TimmBackbone(_Foreign):

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dam_lightning.backbones.base import Backbone
+from dam_lightning.backbones.base import HeadedBackbone
 from dam_lightning.backbones.options import (
     Norm,
     check_choice,
@@ -17,7 +17,7 @@ from dam_lightning.backbones.options import (
 __all__ = ["ResNet18"]
 
 
-class ResNet18(Backbone):
+class ResNet18(HeadedBackbone):
     """A 3x3 convolution, four stages of two residual blocks each, then a linear layer.
 
     ``ResNet18`` and ``ResNet18_AP`` of ``networks.py`` in VICO-UoE/DatasetCondensation, which it
@@ -83,11 +83,6 @@ class ResNet18(Backbone):
         """Embedding of the images: (N, C, H, W) -> (N, F)."""
         maps: Tensor = self.blocks(images)
         return maps.flatten(1) if self._flatten else maps.mean((2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
-        scores: Tensor = self.classifier(self.features(images))
-        return scores
 
 
 class _Block(nn.Module):

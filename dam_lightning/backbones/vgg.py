@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from dam_lightning.backbones.base import Backbone
+from dam_lightning.backbones.base import HeadedBackbone
 from dam_lightning.backbones.options import Norm, check_numbers, check_size, norm_layers
 
 __all__ = ["VGG11"]
@@ -11,7 +11,7 @@ _STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))
 """Channels of the 3x3 convolutions in widths, stage by stage; pooling follows each stage."""
 
 
-class VGG11(Backbone):
+class VGG11(HeadedBackbone):
     """Eight 3x3 convolutions in five stages that 2x2 max poolings end, then a linear layer.
 
     ``VGG11`` of ``networks.py`` in VICO-UoE/DatasetCondensation, which it equals at 32x32; there it
@@ -63,8 +63,3 @@ class VGG11(Backbone):
         """Embedding of the images: (N, C, H, W) -> (N, F)."""
         maps: Tensor = self.layers(images)
         return maps.mean((2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
-        scores: Tensor = self.classifier(self.features(images))
-        return scores

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from dam_lightning.backbones.base import Backbone
+from dam_lightning.backbones.base import HeadedBackbone
 from dam_lightning.backbones.layer_norm import LayerNorm
 from dam_lightning.backbones.options import check_numbers
 
 __all__ = ["ViTSmall", "ViTTiny", "VisionTransformer"]
 
 
-class VisionTransformer(Backbone):
+class VisionTransformer(HeadedBackbone):
     """A vision transformer with a class token, made from scratch.
 
     Dosovitskiy et al. (ICLR 2021) in the form of DeiT (Touvron et al., ICML 2021): learned
@@ -103,11 +103,6 @@ class VisionTransformer(Backbone):
         tokens = self.blocks(self.dropout(tokens + self.positions))
         embedding: Tensor = self.norm(tokens[:, 0])
         return embedding
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores of the images: (N, C, H, W) -> (N, num_classes)."""
-        scores: Tensor = self.classifier(self.features(images))
-        return scores
 
 
 class ViTTiny(VisionTransformer):
