@@ -104,9 +104,10 @@ def _kind(tensors: list[Tensor]) -> Hashable:
 
 def _kept(result: Result) -> Result:
     """Results that outlive the next call, which a captured graph would overwrite."""
-    return pytree.tree_map_only(
+    kept: Result = pytree.tree_map_only(
         Tensor, lambda tensor: tensor.clone() if tensor.is_cuda else tensor, result
     )
+    return kept
 
 
 def _try_backward(result: Any, tensors: list[Tensor]) -> None:
