@@ -44,6 +44,10 @@ class Compiled(Generic[Result]):
         self._enabled = enabled
         self._compiled: dict[Hashable, Callable[..., Result]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that are spawned: what is compiled stays behind."""
+        return {**self.__dict__, "_compiled": {}}
+
     def __call__(self, *arguments: Any) -> Result:
         """What the function makes of the arguments."""
         if not self._enabled:

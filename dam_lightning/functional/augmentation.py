@@ -9,7 +9,7 @@ operations are augmented together, and the stages an operation does not use chan
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -179,8 +179,24 @@ def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
     # One group is any number of images that share parameters: (P, S, C, H, W).
     grouped = images.reshape(leading.numel(), -1, *images.shape[-3:])
     color, warp, cutout = (t.reshape(leading.numel(), *t.shape[len(leading) :]) for t in parameters)
-    grouped = _warp(_color(grouped, color), warp)
-    return (grouped * _keep(cutout, images.shape[-2:])).reshape(images.shape)
+    if _is_needed(color, (0.0, 1.0, 1.0)):
+        grouped = _color(grouped, color)
+    if _is_needed(warp, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))):
+        grouped = _warp(grouped, warp)
+    if _is_needed(cutout, (0.0, -1.0, 0.0, -1.0)):
+        grouped = grouped * _keep(cutout, images.shape[-2:])
+    return grouped.reshape(images.shape)
+
+
+def _is_needed(values: Tensor, neutral: Sequence[Any]) -> bool:
+    """Whether a stage changes anything; taken for granted where looking costs more than doing."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    try:
+        return not torch.equal(values, values.new_tensor(neutral).expand_as(values))
+    except RuntimeError:
+        # Inside torch.func.vmap, where no one can look.
+        return True
 
 
 def _color(images: Tensor, color: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 import lightning
@@ -11,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dam_lightning.backbones import Backbone, build_backbone
+from dam_lightning.compilation import Compiled, worth_compiling
 from dam_lightning.condensed_set import CondensedSet, as_json
 from dam_lightning.dam import DomainAwareModule
 from dam_lightning.data.groups import GroupedBatch
@@ -37,6 +40,8 @@ from dam_lightning.methods.gradients import carry_gradient
 from dam_lightning.methods.provenance import data_provenance, unknown_data
 from dam_lightning.methods.stability import DivergenceError, StepGuard, guarded_sgd
 from dam_lightning.methods.trainer_options import check_trainer_options
+from dam_lightning.pieces import images_at_once
+from dam_lightning.precision import Precision
 from dam_lightning.randomness import run_seed, seeded, torch_generator
 from dam_lightning.version import __version__
 
@@ -102,6 +107,11 @@ class Condenser(EvaluatingModule):
             exploding. Real images lie within 3.
         max_skipped: an update that a loss or gradient that is not finite, or something exploding,
             would spoil is left out; after so many in a row the run stops with a `DivergenceError`.
+        compile: compile the work of a step, which takes up to a minute at the first one. None:
+            where ``max_steps`` is at least 500.
+        precision: of the networks' forward passes; images, losses and gradients are float32
+            either way. None: as the Trainer's ``precision`` says, and with its ``32-true`` what
+            the method chooses (`DM`: bfloat16 where the device is fast at it; others: float32).
 
     Attributes:
         images: parameter, (M, C, H, W) with M = ipc * num_classes, class by class, normalised.
@@ -136,6 +146,8 @@ class Condenser(EvaluatingModule):
         max_loss: float | None = None,
         max_value: float = 1000.0,
         max_skipped: int = 20,
+        compile: bool | None = None,
+        precision: Precision | None = None,
     ) -> None:
         super().__init__()
         at_least_one = {"ipc": ipc, "max_images": max_images, "max_skipped": max_skipped}
@@ -152,6 +164,8 @@ class Condenser(EvaluatingModule):
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if init not in ("noise", "real"):
             raise ValueError(f"init must be noise or real, got {init!r}")
+        if precision not in (None, "float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
         if (num_classes is None) != (image_shape is None):
             raise ValueError("give both num_classes and image_shape, or neither")
         self.save_hyperparameters()
@@ -166,6 +180,8 @@ class Condenser(EvaluatingModule):
         self.init = init
         self.seed = run_seed() if seed is None else seed
         self._max_images = max_images
+        self._compile = compile
+        self._precision = precision
         self.ledger = ledger
         self.max_value = max_value
         self.max_skipped = max_skipped
@@ -228,6 +244,10 @@ class Condenser(EvaluatingModule):
 
     def training_step(self, batch: GroupedBatch, batch_idx: int) -> Tensor:
         """One image update: class loss, plus weighted domain loss (paper eq. 6 to 8)."""
+        with self.forward_precision():
+            return self._total_loss(batch)
+
+    def _total_loss(self, batch: GroupedBatch) -> Tensor:
         state = self.network_state(batch.step)
         by_class = self.images.view(-1, self.ipc, *self.images.shape[1:])
         loss = class_loss = self.grouping_loss("class", batch, by_class, state)
@@ -289,7 +309,7 @@ class Condenser(EvaluatingModule):
                     branch=branch,
                     step=batch.step,
                 ).to(leaf, non_blocking=True)
-                real, views = augment(real, drawn), augment(leaf, drawn)
+                real, views = self._augment(real, drawn), self._augment(leaf, drawn)
             # Seeded for backbones with dropout, which draws from the global generators; what it
             # draws does depend on the pieces, and so on max_images and the number of processes.
             with seeded(real.device, self.seed, f"dropout/{branch}", batch.step, piece[0]):
@@ -313,6 +333,45 @@ class Condenser(EvaluatingModule):
     def max_images(self) -> int:
         """Images whose activations may be in memory together."""
         return self._max_images or (256 if self.device.type == "cpu" else self._accelerator_budget)
+
+    @property
+    def images_at_once(self) -> int:
+        """Images in one pass through a network: the fastest within ``max_images``."""
+        height, width = self.images.shape[-2:]
+        return images_at_once(self.device, height, width, self.max_images)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the work of a step is compiled."""
+        if self._compile is not None:
+            return self._compile
+        return self._trainer is not None and worth_compiling(self.trainer.max_steps)
+
+    def forward_precision(self) -> AbstractContextManager[None]:
+        """In what forward passes of networks belong."""
+        half = self._forward_dtype == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+    @property
+    def _forward_dtype(self) -> torch.dtype:
+        if self._precision is not None:
+            return torch.bfloat16 if self._precision == "bfloat16" else torch.float32
+        if self.images.dtype != torch.float32:
+            return self.images.dtype
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return self._default_dtype
+
+    @property
+    def _default_dtype(self) -> torch.dtype:
+        """Of the forward passes, where nobody said anything."""
+        return torch.float32
+
+    @cached_property
+    def _augment(self) -> Compiled[Tensor]:
+        # On a CPU compiled augmentation is no faster; elsewhere it is one launch instead of fifty.
+        enabled = self.compiles and self.device.type != "cpu"
+        return Compiled(augment, "the augmentation", enabled=enabled)
 
     def fresh_network(
         self, step: int, stream: str = "network", num_outputs: int | None = None
@@ -389,6 +448,12 @@ class Condenser(EvaluatingModule):
             trainer.max_epochs,
             trainer.limit_train_batches,
         )
+        named = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+        if self._precision and trainer.precision not in ("32-true", named[self._precision]):
+            raise MisconfigurationException(
+                f"precision is {self._precision}, but the Trainer's is {trainer.precision}: leave "
+                "one of them out"
+            )
         check_writable(run_folder(trainer), "default_root_dir of the Trainer")
         check_class_sizes(data, self.ipc)
 

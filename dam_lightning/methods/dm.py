@@ -1,13 +1,18 @@
 """DM: distribution matching, with networks that are never trained."""
 
+from collections.abc import Callable
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from dam_lightning.backbones import Backbone
+from dam_lightning.compilation import Compiled
 from dam_lightning.functional import distribution_matching_loss
 from dam_lightning.methods.base import Condenser
+from dam_lightning.methods.gradients import recomputed
+from dam_lightning.precision import has_fast_bfloat16
 
 __all__ = ["DM"]
 
@@ -42,7 +47,27 @@ class DM(Condenser):
                 "backbone without batch normalisation"
             )
         network.requires_grad_(False)
-        return network
+        if not self.compiles:
+            return network
+        # The same module at every step, because it was compiled with its parameters' places.
+        with torch.no_grad():
+            for mine, fresh in zip(self._network.parameters(), network.parameters(), strict=True):
+                mine.copy_(fresh)
+        return self._network
+
+    @cached_property
+    def _network(self) -> Backbone:
+        # In the instance's __dict__, and so no submodule.
+        return self.fresh_network(0).requires_grad_(False)
+
+    @cached_property
+    def _features(self) -> Compiled[Tensor]:
+        return Compiled(self._network.features, "the embedding")
+
+    @property
+    def _default_dtype(self) -> torch.dtype:
+        # Mean embeddings under random networks do not suffer; see benchmarks/README.md.
+        return torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
 
     def matching_loss(
         self, state: Backbone, real: Tensor, counts: Tensor, synthetic: Tensor, labels: Tensor
@@ -54,13 +79,13 @@ class DM(Condenser):
 
     def _embed(self, network: Backbone, images: Tensor) -> Tensor:
         """(G, B, C, H, W) -> (G, B, F), with the activations of at most ``max_images`` kept."""
-        pieces = torch.split(images.flatten(0, 1), self.max_images)
-        if len(pieces) > 1 and torch.is_grad_enabled():
-            # Each piece's activations are computed again in backward instead of being kept.
-            features = [
-                checkpoint(network.features, piece, use_reentrant=False) for piece in pieces
-            ]
+        features: Callable[[Tensor], Tensor] = network.features
+        if self.compiles:
+            features = self._features
+        pieces = torch.split(images.flatten(0, 1), self.images_at_once)
+        if torch.is_grad_enabled() and images.shape[:2].numel() > self.max_images:
+            embedded = [recomputed(features, piece) for piece in pieces]
         else:
-            features = [network.features(piece) for piece in pieces]
+            embedded = [features(piece) for piece in pieces]
         # Means and distances are taken in the images' precision, also under autocast.
-        return torch.cat(features).to(images.dtype).view(*images.shape[:2], -1)
+        return torch.cat(embedded).to(images.dtype).view(*images.shape[:2], -1)

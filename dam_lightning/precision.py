@@ -1,0 +1,23 @@
+"""Which precision a device computes fast in."""
+
+from typing import Literal
+
+import torch
+
+__all__ = ["Precision", "has_fast_bfloat16"]
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the forward passes of networks."""
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products of bfloat16, without which it is slow.
+
+    NVIDIA GPUs have them from compute capability 8.0, processors with AVX512-BF16 or AMX.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
