@@ -1,0 +1,147 @@
+"""A network as a function of one vector that holds all its parameters."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["FlatNetwork"]
+
+
+class FlatNetwork:
+    """Class scores and gradients of a network whose parameters are given as a vector.
+
+    The vector has the parameters in the order of ``module.parameters()``, flattened. Gradients are
+    taken by ``torch.func``, so that they can be differentiated once more, batched and compiled.
+
+    Not an ``nn.Module``: a network inside a step must not become part of the module that takes the
+    step.
+
+    Args:
+        module: the network; its buffers are used and updated as they are, its parameters are only
+            a beginning.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.requires_grad_(False)
+        parameters = dict(module.named_parameters())
+        self._names = list(parameters)
+        self._shapes = [parameter.shape for parameter in parameters.values()]
+        self._sizes = [parameter.numel() for parameter in parameters.values()]
+        self._dtype = next(iter(parameters.values())).dtype
+
+    @property
+    def size(self) -> int:
+        """Number of parameters, P."""
+        return sum(self._sizes)
+
+    @property
+    def _batched(self) -> bool:
+        """Whether groups of images may be computed as a batch.
+
+        PyTorch (2.15) gets second derivatives of some norms' gradients wrong there: those of layer
+        and instance norm, and of batch norm with the statistics of the batch.
+        """
+        if not getattr(self.module, "batched_second_derivatives", False):
+            return False
+        return not any(module.training for module in self.batch_norms)
+
+    @property
+    def batch_norms(self) -> list[nn.Module]:
+        """Modules with batch normalisation."""
+        return [module for module in self.module.modules() if isinstance(module, _BatchNorm)]
+
+    def is_random(self, image_shape: tuple[int, int, int], device: torch.device) -> bool:
+        """Whether a forward pass in training draws anything, such as what to drop.
+
+        Args:
+            image_shape: (C, H, W).
+            device: where the network is.
+        """
+        cuda = device.type == "cuda"
+        with torch.random.fork_rng([device] if cuda else []), torch.no_grad():
+            state = partial(torch.cuda.get_rng_state, device) if cuda else torch.get_rng_state
+            before = state()
+            self.module(torch.zeros(2, *image_shape, device=device, dtype=self._dtype))
+            return not torch.equal(before, state())
+
+    def initial(self) -> Tensor:
+        """The parameters that the module has of its own, (P,)."""
+        return torch.cat([parameter.flatten() for parameter in self.module.parameters()])
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """A vector (P,) as the parameters it stands for."""
+        pieces = torch.split(vector, self._sizes)
+        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    def scores(self, parameters: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Class scores: parameters from `split`, (N, C, H, W) -> (N, outputs)."""
+        named = dict(zip(self._names, parameters, strict=True))
+        scores: Tensor = functional_call(self.module, named, (images,))
+        return scores
+
+    def loss(
+        self,
+        parameters: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Cross entropy.
+
+        Args:
+            parameters: from `split`.
+            images: (N, C, H, W).
+            labels: (N,) int64.
+            weights: (N,) of each image, which add up to 1; None: the mean.
+
+        Returns:
+            A scalar.
+        """
+        scores = self.scores(parameters, images)
+        if weights is None:
+            return F.cross_entropy(scores, labels)
+        return (F.cross_entropy(scores, labels, reduction="none") * weights).sum()
+
+    def gradients(
+        self, parameters: Sequence[Tensor], images: Tensor, labels: Tensor, weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Gradients of `loss` with respect to the parameters, for several groups of images.
+
+        Args:
+            parameters: from `split`.
+            images: (G, N, C, H, W).
+            labels: (G, N) int64.
+            weights: (G, N).
+
+        Returns:
+            Of each parameter (G, *shape).
+        """
+        gradient = grad(self.loss)
+        if len(images) == 1:
+            # Batched convolutions are grouped convolutions, which are slow for one group too.
+            single = gradient(list(parameters), images[0], labels[0], weights[0])
+            return tuple(tensor.unsqueeze(0) for tensor in single)
+        if not self._batched:
+            one_by_one = [
+                gradient(list(parameters), *group)
+                for group in zip(images, labels, weights, strict=True)
+            ]
+            return tuple(map(torch.stack, zip(*one_by_one, strict=True)))
+        batched = vmap(gradient, in_dims=(None, 0, 0, 0), randomness="different")
+        return tuple(batched(list(parameters), images, labels, weights))
+
+    def vector_gradient(
+        self, vector: Tensor, images: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Gradient of `loss` with respect to the whole vector, (P,); arguments as of `loss`."""
+
+        def loss(vector: Tensor) -> Tensor:
+            return self.loss(self.split(vector), images, labels, weights)
+
+        gradient: Tensor = grad(loss)(vector)
+        return gradient
