@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dam_lightning.functional.host import host_values
+
 __all__ = ["distribution_matching_loss", "gradient_matching_loss", "trajectory_matching_loss"]
 
 
@@ -44,10 +46,8 @@ def distribution_matching_loss(
             raise ValueError(
                 f"real_counts must be ({real_features.shape[0]},), got {tuple(real_counts.shape)}"
             )
-        # Reading counts that lie on an accelerator would make the host wait for it.
-        if real_counts.device.type == "cpu" and not bool(
-            ((real_counts >= 1) & (real_counts <= real_features.shape[1])).all()
-        ):
+        seen = host_values(real_counts)
+        if seen is not None and not ((seen >= 1) & (seen <= real_features.shape[1])).all():
             raise ValueError(
                 f"real_counts must lie in 1..{real_features.shape[1]}, got {real_counts.tolist()}"
             )

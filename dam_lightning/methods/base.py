@@ -244,10 +244,6 @@ class Condenser(EvaluatingModule):
 
     def training_step(self, batch: GroupedBatch, batch_idx: int) -> Tensor:
         """One image update: class loss, plus weighted domain loss (paper eq. 6 to 8)."""
-        with self.forward_precision():
-            return self._total_loss(batch)
-
-    def _total_loss(self, batch: GroupedBatch) -> Tensor:
         state = self.network_state(batch.step)
         by_class = self.images.view(-1, self.ipc, *self.images.shape[1:])
         loss = class_loss = self.grouping_loss("class", batch, by_class, state)
@@ -312,7 +308,10 @@ class Condenser(EvaluatingModule):
                 real, views = self._augment(real, drawn), self._augment(leaf, drawn)
             # Seeded for backbones with dropout, which draws from the global generators; what it
             # draws does depend on the pieces, and so on max_images and the number of processes.
-            with seeded(real.device, self.seed, f"dropout/{branch}", batch.step, piece[0]):
+            with (
+                self.forward_precision(),
+                seeded(real.device, self.seed, f"dropout/{branch}", batch.step, piece[0]),
+            ):
                 loss = self.matching_loss(state, real, counts, views, labels)
                 (gradient[at],) = torch.autograd.grad(loss, leaf)
             value += loss.detach()

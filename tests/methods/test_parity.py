@@ -59,6 +59,8 @@ def reference_inputs(module: DM, batch: GroupedBatch) -> dm.StepInputs:
 
 
 def make(**options: Any) -> DM:
+    if torch.get_default_dtype() == torch.float32:
+        options = {"precision": "float32", **options}
     options = {"num_classes": len(CLASS_SIZES), "image_shape": SHAPE, **options}
     return DM(backbone_args=SMALL_NETWORK, seed=3, **options)
 
@@ -106,6 +108,25 @@ def test_one_step(
             assert expected.grad_logits is not None
             assert float(expected.grad_logits.abs().max()) > 0
             assert_close(module.dam.logits.grad, expected.grad_logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*self.log.*")
+def test_one_compiled_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next step draws another network, for which nothing is compiled again."""
+    monkeypatch.setattr("dam_lightning.compilation.rank_zero_warn", pytest.fail)
+    data = tiny_data(tmp_path)
+    data.setup_domains(NUM_DOMAINS)
+    module = make(ipc=2, dam={"num_domains": NUM_DOMAINS}, compile=True)
+    for step in range(2):
+        batch = data.grouped_batch(step)
+        loss = module.training_step(batch, 0)
+        module.zero_grad()
+        loss.backward()
+        inputs = reference_inputs(module, batch)
+        expected = dm.dm_step(module.images, 2, module.dam.logits, 0.1, 0.1, *inputs)
+        assert_close(loss.detach(), expected.loss_class + 0.1 * expected.loss_domain)
+        assert_close(module.images.grad, expected.grad_images)
+        assert_close(module.dam.logits.grad, expected.grad_logits)
 
 
 @pytest.mark.parametrize("dam", [None, {"num_domains": NUM_DOMAINS}])
