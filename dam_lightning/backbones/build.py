@@ -10,16 +10,20 @@ from dam_lightning.backbones.alexnet import AlexNet
 from dam_lightning.backbones.base import Backbone
 from dam_lightning.backbones.convnet import ConvNet
 from dam_lightning.backbones.foreign import TimmBackbone, TorchvisionBackbone, nearest
+from dam_lightning.backbones.initialisation import FreshWeights
 from dam_lightning.backbones.resnet import ResNet18
 from dam_lightning.backbones.vgg import VGG11
 from dam_lightning.backbones.vit import ViTSmall, ViTTiny
-from dam_lightning.randomness import seeded
+from dam_lightning.randomness import seeded, torch_generator
 
-__all__ = ["build_backbone"]
+__all__ = ["build_backbone", "has_fresh_weights"]
 
 _OWN: dict[str, type[Backbone]] = {
     network.__name__: network for network in (AlexNet, ConvNet, ResNet18, VGG11, ViTSmall, ViTTiny)
 }
+_DEFAULT_WEIGHTS = (AlexNet, ConvNet, ResNet18, VGG11)
+"""Networks whose weights are as their layers draw them."""
+
 _LIBRARIES: dict[str, Callable[..., Backbone]] = {
     "torchvision": TorchvisionBackbone,
     "timm": TimmBackbone,
@@ -61,7 +65,8 @@ def build_backbone(
         ValueError: if there is no such network or it does not take these images or options.
     """
     backbone_class = _find(name)
-    with seeded(device, seed, stream, step, group), torch.device(device):
+    key = (seed, stream, step, group)
+    with seeded(device, *key), torch.device(device):
         try:
             network = backbone_class(tuple(image_shape), num_classes, **(options or {}))
         except TypeError as error:
@@ -72,7 +77,14 @@ def build_backbone(
         raise ValueError(
             f"backbone {name!r} has no method features(images) -> (N, F), which gives the embedding"
         )
+    if has_fresh_weights(name) and torch.device(device).type != "meta":
+        FreshWeights(network).draw(torch_generator(device, *key))
     return cast(Backbone, network)
+
+
+def has_fresh_weights(name: str) -> bool:
+    """Whether `FreshWeights` draws what `build_backbone` gives networks of this name."""
+    return _OWN.get(name) in _DEFAULT_WEIGHTS
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -8,11 +8,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dam_lightning.backbones import Backbone
+from dam_lightning.backbones.build import has_fresh_weights
+from dam_lightning.backbones.initialisation import FreshWeights
 from dam_lightning.compilation import Compiled
 from dam_lightning.functional import distribution_matching_loss
 from dam_lightning.methods.base import Condenser
 from dam_lightning.methods.gradients import recomputed
 from dam_lightning.precision import has_fast_bfloat16
+from dam_lightning.randomness import torch_generator
 
 __all__ = ["DM"]
 
@@ -39,26 +42,36 @@ class DM(Condenser):
 
     def network_state(self, step: int) -> Backbone:
         """A fresh random network, frozen."""
-        network = self.fresh_network(step)
+        if not self.compiles:
+            return self._checked(self.fresh_network(step))
+        # The same module at every step, because it was compiled with its parameters' places.
+        if has_fresh_weights(self.backbone):
+            generator = torch_generator(self.device, self.seed, "network", step)
+            self._weights.draw(generator)
+        else:
+            fresh = self.fresh_network(step).parameters()
+            with torch.no_grad():
+                for mine, new in zip(self._network.parameters(), fresh, strict=True):
+                    mine.copy_(new)
+        return self._network
+
+    def _checked(self, network: Backbone) -> Backbone:
         if any(isinstance(module, _BatchNorm) for module in network.modules()):
             raise ValueError(
                 f"DM cannot condense with {self.backbone} and batch normalisation: embeddings "
                 "would depend on which groups share a forward pass; use norm: instancenorm, or a "
                 "backbone without batch normalisation"
             )
-        network.requires_grad_(False)
-        if not self.compiles:
-            return network
-        # The same module at every step, because it was compiled with its parameters' places.
-        with torch.no_grad():
-            for mine, fresh in zip(self._network.parameters(), network.parameters(), strict=True):
-                mine.copy_(fresh)
-        return self._network
+        return network.requires_grad_(False)
 
     @cached_property
     def _network(self) -> Backbone:
         # In the instance's __dict__, and so no submodule.
-        return self.fresh_network(0).requires_grad_(False)
+        return self._checked(self.fresh_network(0))
+
+    @cached_property
+    def _weights(self) -> FreshWeights:
+        return FreshWeights(self._network)
 
     @cached_property
     def _features(self) -> Compiled[Tensor]:
