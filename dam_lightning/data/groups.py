@@ -28,13 +28,14 @@ class Groups:
         normalisation: of the images, for the device that they are wanted on.
     """
 
-    __slots__ = ("_device_indices", "_normalisation", "_split", "counts", "indices")
+    __slots__ = ("_device_indices", "_split", "counts", "indices", "normalisation")
 
     def __init__(
         self, split: Split, indices: Tensor, counts: Tensor, normalisation: Normalisation
     ) -> None:
         self._split = split
-        self._normalisation = normalisation
+        self.normalisation = normalisation
+        """What `images` does to `pixels`."""
         self.indices = indices
         """(G, B) int64 on the CPU. Where a group has fewer than B images, all of them are listed
         and the rest of its row repeats one of them."""
@@ -56,10 +57,14 @@ class Groups:
         Raises:
             IndexError: there is no such group.
         """
+        return self.normalisation(self.pixels(rows))
+
+    def pixels(self, rows: Tensor | Sequence[int]) -> Tensor:
+        """The same before normalisation: (R, B, C, H, W) uint8, on the device."""
         # Images that did not fit on the device are gathered on the host, with the host's indices.
-        on_device = self._split.images.device == self._normalisation.device
+        on_device = self._split.images.device == self.normalisation.device
         indices = _take_rows(self._device_indices if on_device else self.indices, rows)
-        return self._normalisation(self._split.gather(indices))
+        return to_device(self._split.gather(indices), self.normalisation.device)
 
 
 def _take_rows(table: Tensor, rows: Tensor | Sequence[int]) -> Tensor:

@@ -17,12 +17,14 @@ from dam_lightning.compilation import Compiled, worth_compiling
 from dam_lightning.condensed_set import CondensedSet, as_json
 from dam_lightning.dam import DomainAwareModule
 from dam_lightning.data.groups import GroupedBatch
+from dam_lightning.data.normalisation import Normalisation
 from dam_lightning.data.sampling import check_class_sizes, random_images
 from dam_lightning.evaluation.loop import EvaluatingModule
 from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
 from dam_lightning.files import check_writable, is_rehearsal, run_folder
 from dam_lightning.functional import (
     DSA,
+    AugmentationParameters,
     Whitening,
     augment,
     strategy_operations,
@@ -72,6 +74,13 @@ def _check_options(dam: DAMOptions | None) -> None:
         raise ValueError(f"dam: {error}") from error
 
 
+def _augment_pixels(
+    normalisation: Normalisation, pixels: Tensor, drawn: AugmentationParameters
+) -> Tensor:
+    """Normalise and augment in one pass: (G, B, C, H, W) uint8 -> floating."""
+    return augment(normalisation(pixels).to(drawn.color.dtype), drawn)
+
+
 class Condenser(EvaluatingModule):
     """Learns synthetic images by matching real ones; the base of every method.
 
@@ -108,7 +117,7 @@ class Condenser(EvaluatingModule):
         max_skipped: an update that a loss or gradient that is not finite, or something exploding,
             would spoil is left out; after so many in a row the run stops with a `DivergenceError`.
         compile: compile the work of a step, which takes up to a minute at the first one. None:
-            where ``max_steps`` is at least 500.
+            where ``max_steps`` is at least 200.
         precision: of the networks' forward passes; images, losses and gradients are float32
             either way. None: as the Trainer's ``precision`` says, and with its ``32-true`` what
             the method chooses (`DM`: bfloat16 where the device is fast at it; others: float32).
@@ -288,14 +297,14 @@ class Condenser(EvaluatingModule):
         rows = dealt_out(count, rank, world_size, first=offset)
         together = max(1, self.max_images // max(groups.indices.shape[1], synthetic.shape[1]))
         for piece in (rows[i : i + together] for i in range(0, len(rows), together)):
-            real = groups.images(piece).to(synthetic.dtype)
             # A slice, because indices would be copied to the device, and the host wait for it.
             at = slice(piece.start, piece.stop, piece.step)
-            counts = groups.counts[at].to(real.device, non_blocking=True)
-            labels = torch.arange(count, device=real.device)[at]
             leaf = synthetic[at].detach().requires_grad_()
-            views = leaf
-            if self.augmentation is not None:
+            counts = groups.counts[at].to(leaf.device, non_blocking=True)
+            labels = torch.arange(count, device=leaf.device)[at]
+            if self.augmentation is None:
+                real, views = groups.images(piece).to(leaf.dtype), leaf
+            else:
                 height, width = leaf.shape[-2:]
                 drawn = augmentation_draws(
                     self._operations,
@@ -305,7 +314,8 @@ class Condenser(EvaluatingModule):
                     branch=branch,
                     step=batch.step,
                 ).to(leaf, non_blocking=True)
-                real, views = self._augment(real, drawn), self._augment(leaf, drawn)
+                real = self._augment_pixels(groups.normalisation, groups.pixels(piece), drawn)
+                views = self._augment(leaf, drawn)
             # Seeded for backbones with dropout, which draws from the global generators; what it
             # draws does depend on the pieces, and so on max_images and the number of processes.
             with (
@@ -368,9 +378,18 @@ class Condenser(EvaluatingModule):
 
     @cached_property
     def _augment(self) -> Compiled[Tensor]:
-        # On a CPU compiled augmentation is no faster; elsewhere it is one launch instead of fifty.
-        enabled = self.compiles and self.device.type != "cpu"
-        return Compiled(augment, "the augmentation", enabled=enabled)
+        return Compiled(augment, "the augmentation", enabled=self._compiles_augmentation)
+
+    @cached_property
+    def _augment_pixels(self) -> Compiled[Tensor]:
+        return Compiled(
+            _augment_pixels, "the augmentation of pixels", enabled=self._compiles_augmentation
+        )
+
+    @property
+    def _compiles_augmentation(self) -> bool:
+        """Compiled it is no faster on a CPU; elsewhere it is one launch instead of fifty."""
+        return self.compiles and self.device.type != "cpu"
 
     def fresh_network(
         self, step: int, stream: str = "network", num_outputs: int | None = None
