@@ -1,130 +1,37 @@
-"""The command: arguments, the order of the work, and what is printed."""
+"""The command: the order of the work, and what is printed."""
 
 import argparse
-import json
 import shlex
 import sys
+import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any
 
 import torch
 
-from benchmarks.cases import CASES, Case
-from benchmarks.machine import Rates, describe, measure_rates
-from benchmarks.measure import UnequalError, be_quiet, interleaved, peak_memory
-from benchmarks.report import Row, header, table
-from benchmarks.tasks import REFERENCE, TASKS, Task
+from benchmarks.arguments import parse
+from benchmarks.cases import Case
+from benchmarks.machine import describe
+from benchmarks.measure import UnequalError, be_quiet, check, measure
+from benchmarks.rates import measure_rates
+from benchmarks.report import markdown
+from benchmarks.results import Results
+from benchmarks.scaling import METHODS, VARIABLES, base_case, measure_scaling
+from benchmarks.tasks import TASKS, Task
 from benchmarks.trainer_overhead import trainer_overhead
-from dam_lightning.files import written_beside
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-_positive.__name__ = "whole number"
-
-
-def _cases(text: str) -> list[Case]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"there is no case {', '.join(map(repr, unknown))}; choose from {', '.join(CASES)}"
-        )
-    return [CASES[name] for name in names]
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {reason}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"must be cpu or cuda, not {text!r}")
-    # With its number, as tensors tell it.
-    return torch.empty(0, device=device).device
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m benchmarks",
-        description="Time the package against the plain loops of tests/reference.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--cases",
-        type=_cases,
-        default="cifar10_ipc1",
-        help=f"names joined by commas, of {', '.join(CASES)}",
-    )
-    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--repeats", type=_positive, default=3, help="timed runs of each contender")
-    parser.add_argument(
-        "--batch-real", type=_positive, default=Case.batch_real, help="real images of each group"
-    )
-    parser.add_argument(
-        "--width", type=_positive, default=Case.width, help="channels of the ConvNet"
-    )
-    parser.add_argument(
-        "--epochs", type=_positive, default=Case.epochs, help="of training in the evaluation"
-    )
-    parser.add_argument(
-        "--threads", type=_positive, default=torch.get_num_threads(), help="of the CPU"
-    )
-    parser.add_argument("--output", type=Path, default=None, help="JSON file to write as well")
-    options = parser.parse_args(arguments)
-    options.cases = [
-        replace(case, batch_real=options.batch_real, width=options.width, epochs=options.epochs)
-        for case in options.cases
-    ]
-    return options
-
-
-class _Measured(NamedTuple):
-    case: Case
-    task: Task
-    seconds: dict[str, list[float]]
-    memory: dict[str, int | None]
-
-    def rows(self, rates: Rates) -> list[Row]:
-        """One for each contender but the reference."""
-        return [
-            Row(
-                self.case,
-                self.task.name,
-                name,
-                entry.precision,
-                self.seconds[name],
-                self.seconds[REFERENCE],
-                self.memory[name],
-                self.memory[REFERENCE],
-                self.task.work(self.case).floor(rates, entry.precision),
-            )
-            for name, entry in self.task.entries.items()
-            if name != REFERENCE
-        ]
-
-
-def _measure(case: Case, task: Task, device: torch.device, repeats: int) -> _Measured:
-    print(f"{case.name}: {task.name}", file=sys.stderr)
-    seconds = interleaved(task, case, device, repeats)
-    memory = {name: peak_memory(task, name, case, device) for name in task.entries}
-    return _Measured(case, task, seconds, memory)
+_SETTINGS = (
+    "repeats",
+    "check",
+    "no_variants",
+    "batch_real",
+    "width",
+    "epochs",
+    "inner_epochs",
+    "student_steps",
+)
+"""Options that results which belong together have in common."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -134,46 +41,137 @@ def main(arguments: Sequence[str]) -> int:
         arguments: of the command line, without the program's name.
 
     Returns:
-        The exit status: 0, or 1 where contenders did not agree or the output cannot be written.
+        The exit status: 0, or 1 where contenders did not agree, a task failed or was not begun, or
+        the output cannot be written.
     """
-    options = _parse(arguments)
+    options = parse(arguments)
     be_quiet()
     torch.set_num_threads(options.threads)
+    head = {
+        "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
+        "machine": describe(options.device),
+        "settings": {
+            "device": options.device.type,
+            **{name: getattr(options, name) for name in _SETTINGS},
+        },
+    }
     try:
-        # Opened before the work, so that a wrong path does not cost it.
-        if options.output is not None and options.output.is_dir():
-            raise IsADirectoryError(f"{options.output} is a folder")
-        with nullcontext() if options.output is None else written_beside(options.output) as beside:
-            rates = measure_rates(options.device)
-            measured = [
-                _measure(case, task, options.device, options.repeats)
-                for case in options.cases
-                for task in TASKS.values()
-            ]
-            trainer = trainer_overhead(options.device)
-            rates = rates.best(measure_rates(options.device))
-            rows = [row for each in measured for row in each.rows(rates)]
-            machine = describe(options.device)
-            command = shlex.join(["python", "-m", "benchmarks", *arguments])
-            if beside is not None:
-                document = {
-                    "command": command,
-                    "machine": machine,
-                    "rates": rates._asdict(),
-                    "repeats": options.repeats,
-                    "cases": [asdict(case) for case in options.cases],
-                    "trainer_step": trainer._asdict(),
-                    "rows": [row.as_dict() for row in rows],
-                }
-                beside.write_text(json.dumps(document, indent=2) + "\n")
-    except (UnequalError, OSError) as error:
+        run = _Run(options, Results(options.output, head))
+        run.all()
+    except (OSError, ValueError) as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return 1
-    print(f"`{command}`\n\n{header(machine, rates, trainer)}\n\n{table(rows)}")
-    unsteady = [f"{row.case.name} {row.task} ({row.contender})" for row in rows if row.unsteady]
-    if unsteady:
-        print(f"\nUnsteady, not to be quoted: {'; '.join(unsteady)}.")
-    return 0
+    print(markdown(run.results.document), end="")
+    for problem in run.problems:
+        print(f"python -m benchmarks: {problem}", file=sys.stderr)
+    return int(bool(run.problems))
+
+
+class _Run:
+    """What is still to be done of a document.
+
+    Args:
+        options: of the command line.
+        results: with what was done before.
+
+    Attributes:
+        results: with all that could be done.
+        problems: what could not, or is not as it should be.
+    """
+
+    def __init__(self, options: argparse.Namespace, results: Results) -> None:
+        self._options = options
+        self._start = time.perf_counter()
+        self.results = results
+        self.problems: list[str] = []
+
+    def all(self) -> None:
+        """Tasks; and unless they are only checked, what else there is to be timed."""
+        if self._options.check:
+            self._tasks()
+            return
+        device = self._options.device
+        self.results.put_rates(measure_rates(device))
+        self._tasks()
+        self._trainer()
+        if self._options.scaling != "none":
+            self._scaling(compile=self._options.scaling == "compiled")
+        self.results.put_rates(measure_rates(device))
+
+    def _may_begin(self, what: str) -> bool:
+        """Whether there is time for it; said on the standard error, either way."""
+        minutes = (time.perf_counter() - self._start) / 60
+        if self._options.minutes is not None and minutes > self._options.minutes:
+            self.problems.append(f"{what} was not begun in time: run the same command again")
+            return False
+        print(f"{60 * minutes:5.0f} s  {what}", file=sys.stderr, flush=True)
+        return True
+
+    def _chosen(self) -> list[tuple[Case, Task]]:
+        asked, device = self._options.tasks, self._options.device
+        return [
+            (case, task)
+            for case in self._options.cases
+            for task in TASKS.values()
+            if (task.is_default(case, device) if asked is None else task.name in asked)
+        ]
+
+    def _tasks(self) -> None:
+        for case, task in self._chosen():
+            name = f"{case.name}: {task.name}"
+            if self.results.has_task(case.name, task.name) or not self._may_begin(name):
+                continue
+            try:
+                found = (
+                    self._checked(case, task) if self._options.check else self._timed(case, task)
+                )
+            # Another task may fit into memory, or be right, where this one is not.
+            except (UnequalError, RuntimeError) as error:
+                found = {"error": str(error).partition("\n")[0]}
+                self.problems.append(f"{name}: {found['error']}")
+            self.results.put_task(case.name, task.name, found)
+
+    def _timed(self, case: Case, task: Task) -> dict[str, Any]:
+        options = self._options
+        measured = measure(
+            task, case, options.device, options.repeats, not options.no_variants, profile=True
+        )
+        return {
+            "sizes": asdict(case),
+            "work": task.work(case)._asdict(),
+            "contenders": {name: each.as_dict() for name, each in measured.contenders.items()},
+            "left_out": measured.left_out,
+            "profile": measured.profile and measured.profile._asdict(),
+        }
+
+    def _checked(self, case: Case, task: Task) -> dict[str, Any]:
+        checks = check(task, case, self._options.device)
+        for name, checked in checks.items():
+            what = f"{case.name}: {task.name}, {name}"
+            if not checked.is_equal:
+                self.problems.append(f"{what}, and the reference do not compute the same")
+            if checked.waits:
+                self.problems.append(f"{what}, waits for the device: {checked.waits}")
+        return {"checks": {name: each.as_dict() for name, each in checks.items()}}
+
+    def _trainer(self) -> None:
+        has_steps = any(task.name == "DM step" for _, task in self._chosen())
+        if has_steps and self.results.document["trainer"] is None and self._may_begin("Trainer"):
+            self.results.put("trainer", trainer_overhead(self._options.device)._asdict())
+
+    def _scaling(self, compile: bool) -> None:
+        device, repeats = self._options.device, self._options.repeats
+        sizes = {"width": self._options.width, "batch_real": self._options.batch_real}
+        asked = {name: size for name, size in sizes.items() if size}
+        base = replace(base_case(device), **asked)
+        for method in METHODS:
+            for variable in VARIABLES:
+                name = f"scaling of {method} with {variable.name}"
+                if self.results.has_scaling(method, variable.name) or not self._may_begin(name):
+                    continue
+                self.results.put_scaling(
+                    measure_scaling(method, variable, base, device, repeats, compile)
+                )
 
 
 if __name__ == "__main__":

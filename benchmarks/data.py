@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -39,8 +40,9 @@ class RandomImages(ResidentDataModule):
     def load_splits(self) -> Mapping[str, Split]:
         """Noise, labelled in turn."""
         case = self.case
+        each = max(_DRAWN_FROM * case.batch_real, case.ipc)
         return {
-            "train": self._split(_DRAWN_FROM * case.batch_real * case.num_classes, 0),
+            "train": self._split(each * case.num_classes, 0),
             "test": self._split(case.num_test, 1),
         }
 
@@ -53,6 +55,8 @@ class RandomImages(ResidentDataModule):
         return Split(torch.from_numpy(pixels), labels, torch.zeros_like(labels), paths)
 
 
+# The contenders of a task share one: they only read it.
+@lru_cache(maxsize=1)
 def random_images(case: Case, device: torch.device, domains: bool = False) -> RandomImages:
     """The data of a case on a device, cut into its pseudo-domains if they are wanted."""
     with tempfile.TemporaryDirectory() as folder:

@@ -33,16 +33,18 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case
-from benchmarks.machine import Precision, Rates
+from benchmarks.rates import Precision, Rates
 from dam_lightning.backbones import ConvNet
 
 __all__ = [
     "Floor",
     "Work",
+    "dc_iteration_work",
     "dc_work",
     "evaluation_work",
     "expert_work",
     "image_work",
+    "mtt_bytes",
     "mtt_work",
     "step_work",
 ]
@@ -50,7 +52,7 @@ __all__ = [
 _FORWARD_PASSES = 2
 _BACKWARD_PASSES = 3
 _SECOND_PASSES = 4 + _BACKWARD_PASSES
-_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
+_BYTES: dict[Precision, int] = {"float32": 4, "tf32": 4, "bfloat16": 2}
 
 
 class Floor(NamedTuple):
@@ -84,7 +86,7 @@ class Work(NamedTuple):
     def floor(self, rates: Rates, precision: Precision) -> Floor:
         """The time of this on a machine, with numbers of a precision."""
         return Floor(
-            self.operations / rates.operations[precision],
+            self.operations / rates.of(precision),
             self.values * _BYTES[precision] / rates.bandwidth,
         )
 
@@ -181,29 +183,36 @@ def step_work(case: Case, dam: bool) -> Work:
 
 
 def evaluation_work(case: Case) -> Work:
-    """Training of one network, and its test."""
+    """Training of all networks, and their test."""
     image = image_work(case)
     return _total(
-        (case.epochs * case.num_synthetic, image.to_weights), (case.num_test, image.scored)
+        (case.networks * case.epochs * case.num_synthetic, image.to_weights),
+        (case.networks * case.num_test, image.scored),
     )
 
 
 def dc_work(case: Case, dam: bool) -> Work:
     """One step of DC: gradients of real and synthetic images, and the training before it."""
-    image = image_work(case)
-    parts = [
-        (
-            case.num_classes * case.batch_real + case.inner_epochs * case.num_synthetic,
-            image.to_weights,
-        ),
-        (case.num_synthetic, image.matched),
-    ]
+    return _dc_work(case, dam, steps=1, trainings=1)
+
+
+def dc_iteration_work(case: Case, dam: bool) -> Work:
+    """All steps of DC with the same networks, and their training between two steps."""
+    return _dc_work(case, dam, case.outer_loop, case.outer_loop - 1)
+
+
+def _dc_work(case: Case, dam: bool, steps: int, trainings: int) -> Work:
+    # Groups of real images, each of them an output of the network, and images to match them with.
+    branches = [(case.num_classes, case.num_synthetic)]
     if dam:
-        domains, views = case.num_domains, case.num_domains * case.num_synthetic
-        image = image_work(replace(case, num_classes=domains))
+        branches.append((case.num_domains, case.num_domains * case.num_synthetic))
+    parts = []
+    for groups, synthetic in branches:
+        image = image_work(replace(case, num_classes=groups))
+        trained = trainings * case.inner_epochs * synthetic
         parts += [
-            (domains * case.batch_real + case.inner_epochs * views, image.to_weights),
-            (views, image.matched),
+            (steps * groups * case.batch_real + trained, image.to_weights),
+            (steps * synthetic, image.matched),
         ]
     return _total(*parts)
 
@@ -218,6 +227,18 @@ def mtt_work(case: Case, dam: bool) -> Work:
             ((case.student_steps - 1) * case.num_synthetic, image.unrolled),
         ]
     return _total(*parts)
+
+
+def mtt_bytes(case: Case, dam: bool) -> float:
+    """What the graph of all steps of MTT's students takes, in float32.
+
+    PyTorch keeps 4.3 times the outputs of the convolutions (measured) for a gradient that is
+    differentiated again. Parameters are little beside that.
+    """
+    image = image_work(case)
+    outputs = image.forward.values / _FORWARD_PASSES
+    values = case.student_steps * (case.num_synthetic * 4.3 * outputs)
+    return 4 * values * (2 if dam else 1)
 
 
 def expert_work(case: Case) -> Work:

@@ -1,43 +1,17 @@
-"""The machine: what it is, and how fast it computes and copies right now."""
+"""The machine: what it is, and waiting for it."""
 
 import os
 import platform
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import lightning
 import torch
 
 import dam_lightning
 
-__all__ = ["Precision", "Rates", "describe", "measure_rates", "synchronise"]
+__all__ = ["available_memory", "describe", "synchronise"]
 
-Precision = Literal["float32", "bfloat16"]
-
-_TRIALS = 5
 _MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-
-
-class Rates(NamedTuple):
-    """What a device reaches at its best.
-
-    Attributes:
-        operations: floating-point operations a second, by precision.
-        bandwidth: bytes a second, read and written both counted.
-    """
-
-    operations: dict[Precision, float]
-    bandwidth: float
-
-    def best(self, other: "Rates") -> "Rates":
-        """The higher of each: what slows a shared machine must not lower a floor."""
-        operations: dict[Precision, float] = {
-            precision: max(rate, other.operations[precision])
-            for precision, rate in self.operations.items()
-        }
-        return Rates(operations, max(self.bandwidth, other.bandwidth))
 
 
 def synchronise(device: torch.device) -> None:
@@ -46,40 +20,16 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure_rates(device: torch.device) -> Rates:
-    """Best of a few large matrix products in each precision, and of a few large copies."""
-    size = 2048 if device.type == "cpu" else 8192
-    operations: dict[Precision, float] = {}
-    dtypes: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        # Convolutions use TF32 where this is allowed, which is PyTorch's default for them.
-        torch.set_float32_matmul_precision("high")
-    for precision, dtype in dtypes.items():
-        matrix = torch.randn(size, size, device=device).to(dtype)
-        product = torch.empty_like(matrix)
-
-        def multiply(matrix: torch.Tensor = matrix, product: torch.Tensor = product) -> None:
-            torch.mm(matrix, matrix, out=product)
-
-        operations[precision] = 2 * size**3 / _best(multiply, device)
-    torch.set_float32_matmul_precision(before)
-    # Far more than any cache holds.
-    source = torch.ones(2**28 if device.type == "cpu" else 2**30, dtype=torch.uint8, device=device)
-    target = torch.zeros_like(source)
-    return Rates(operations, 2 * source.nbytes / _best(lambda: target.copy_(source), device))
-
-
-def _best(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of a few runs, after one to warm up."""
-    seconds = []
-    for _ in range(_TRIALS + 1):
-        synchronise(device)
-        start = time.perf_counter()
-        work()
-        synchronise(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that a device has left; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return sizes[0] if sizes else None
 
 
 def describe(device: torch.device) -> dict[str, str | int | None]:

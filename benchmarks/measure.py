@@ -1,35 +1,123 @@
-"""How contenders are measured: time in turns, memory each by itself, and only if they agree."""
+"""How contenders are measured: in turns, time and memory, and only if they agree."""
 
 import ctypes
 import gc
 import logging
-import multiprocessing
 import time
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.cases import Case
-from benchmarks.contender import Contender
-from benchmarks.machine import synchronise
-from benchmarks.tasks import REFERENCE, TASKS, Task
+from benchmarks.machine import available_memory, synchronise
+from benchmarks.profiling import Profile, profiled
+from benchmarks.rates import Precision, precision_on
+from benchmarks.synchronisation import waiting
+from benchmarks.tasks import OURS, REFERENCE, Entry, Task
 
-__all__ = ["UnequalError", "be_quiet", "interleaved", "peak_memory"]
+__all__ = ["Checked", "Measured", "Timed", "UnequalError", "be_quiet", "check", "measure"]
 
 _COMPARED = 2
-"""Turns that must agree: the second starts from what the first made. In later ones rounding, which
+"""Runs that must agree: the second starts from what the first made. In later ones rounding, which
 grows tenfold with every step of DM, would hide what a comparison is for."""
 
-_STEPS_OF_MEMORY = 2
-"""Runs whose peak is taken: the optimiser's buffers are made in the first."""
+_COARSE: dict[Precision, float] = {"float32": 0.0, "tf32": 2e-2, "bfloat16": 1e-2}
+"""Least tolerance by precision: bfloat16 keeps 8 bits, 0.4 % of a single value, less of a sum of
+many; with TF32's 10 neither side is exact, and the second step starts from what they made."""
+
+_TO_WARM_UP = {"cpu": 1, "cuda": 3}
+"""Runs before the timed ones: on CUDA the third is the first that replays a captured graph."""
+
+_TURN_SECONDS = 0.2
+"""Least of a turn, which short runs fill together: an accelerator is then given work while it
+computes, as in a fit."""
 
 
 class UnequalError(Exception):
     """Contenders of one task did not compute the same."""
+
+
+class Difference(NamedTuple):
+    """Between a contender and the reference.
+
+    Attributes:
+        share: of what the reference has.
+        quantity: whose it is.
+    """
+
+    share: float
+    quantity: str
+
+
+class Timed(NamedTuple):
+    """One contender.
+
+    Attributes:
+        precision: of its networks' forward passes.
+        first: seconds of its first run, with whatever is compiled in it.
+        seconds: of a run, in each of the timed turns.
+        memory: bytes at the peak of a run, beyond what is held before it; None: unknown.
+        difference: largest from the reference's outcomes; None: there is no reference.
+        notes: what is to be known of it, such as that it could not be compiled.
+    """
+
+    precision: Precision
+    first: float
+    seconds: list[float]
+    memory: int | None
+    difference: Difference | None
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """In plain values."""
+        difference = self.difference and self.difference._asdict()
+        return {**self._asdict(), "difference": difference}
+
+
+class Checked(NamedTuple):
+    """One contender that was not timed.
+
+    Attributes:
+        precision: of its networks' forward passes.
+        difference: largest from the reference's outcomes.
+        tolerance: of that.
+        waits: where the host waits for the device, see `waiting`.
+        notes: as of `Timed`.
+    """
+
+    precision: Precision
+    difference: Difference
+    tolerance: float
+    waits: str | None
+    notes: list[str]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether it computes what the reference does. NaN is unequal."""
+        return self.difference.share <= self.tolerance
+
+    def as_dict(self) -> dict[str, Any]:
+        """In plain values."""
+        difference = self.difference._asdict()
+        return {**self._asdict(), "difference": difference, "is_equal": self.is_equal}
+
+
+class Measured(NamedTuple):
+    """A task.
+
+    Attributes:
+        contenders: by name.
+        left_out: why, by the name of a contender.
+        profile: of a run of `OURS`, or None.
+    """
+
+    contenders: dict[str, Timed]
+    left_out: dict[str, str]
+    profile: Profile | None
 
 
 def be_quiet() -> None:
@@ -38,98 +126,216 @@ def be_quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
 
-def interleaved(
-    task: Task, case: Case, device: torch.device, repeats: int
-) -> dict[str, list[float]]:
+def measure(
+    task: Task,
+    case: Case,
+    device: torch.device,
+    repeats: int,
+    variants: bool = True,
+    profile: bool = False,
+) -> Measured:
     """Time the contenders of a task in turns, so that what slows the machine slows all of them.
 
     Args:
         task: whose contenders.
         case: the sizes.
         device: where to run.
-        repeats: timed runs of each, after one to warm up.
-
-    Returns:
-        Seconds of every timed run, by contender.
+        repeats: timed turns, at least 1.
+        variants: with those that tell where the time comes from.
+        profile: with a further run of `OURS` that tells what it does.
 
     Raises:
-        UnequalError: the outcomes of the first turns differ by more than a contender's tolerance.
+        UnequalError: outcomes of the first runs differ by more than a contender's tolerance.
     """
-    contenders = {name: entry.make(case, device) for name, entry in task.entries.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(repeats + 1):
-        for name, contender in contenders.items():
-            synchronise(device)
-            start = time.perf_counter()
-            contender.run()
-            synchronise(device)
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
-        if turn < _COMPARED:
-            outcomes = {name: contender.outcome() for name, contender in contenders.items()}
-            _check_equal(task, outcomes)
-    return seconds
+    warm = 1 if task.once else _TO_WARM_UP[device.type]
+    subjects, left_out = _prepared(task, case, device, variants, warm)
+    differences = _check_equal(task.name, subjects)
+    for turn in range(0 if task.once else repeats):
+        for subject in subjects.values():
+            subject.take_turn(first=turn == 0)
+        if turn == 0:
+            differences = _check_equal(task.name, subjects)
+    contenders = {
+        name: Timed(
+            subject.precision,
+            subject.first,
+            subject.seconds or [subject.first],
+            subject.memory,
+            differences.get(name),
+            subject.notes,
+        )
+        for name, subject in subjects.items()
+    }
+    found = None
+    if profile and OURS in subjects and not task.once:
+        found = profiled(subjects[OURS].contender, device)
+    subjects.clear()
+    torch.compiler.reset()
+    return Measured(contenders, left_out, found)
 
 
-def _check_equal(task: Task, outcomes: Mapping[str, Mapping[str, float]]) -> None:
-    for name, outcome in outcomes.items():
-        tolerance = task.entries[name].tolerance
-        for quantity, expected in outcomes[REFERENCE].items():
-            found = outcome[quantity]
-            # Written so that NaN is unequal.
-            if not abs(found - expected) <= tolerance * abs(expected):
-                raise UnequalError(
-                    f"{task.name}: {name!r} and the reference do not compute the same: {quantity} "
-                    f"is {found:.8g}, not {expected:.8g}"
-                )
+def check(task: Task, case: Case, device: torch.device) -> dict[str, Checked]:
+    """Compare all contenders of a task, and see whether their runs wait for the device.
 
-
-def peak_memory(task: Task, name: str, case: Case, device: torch.device) -> int | None:
-    """Bytes that a contender's first runs take at their peak, beyond what it holds before them.
-
-    On CUDA what the allocator handed out; on a CPU the resident set of a process of its own, so
-    that no contender profits from memory that another one left.
+    All bits of float32 are multiplied, also where TF32 is the default.
 
     Returns:
-        Bytes, or None where the system does not tell (it takes Linux's ``/proc``).
+        By name, all contenders but the reference.
     """
-    if device.type == "cuda":
-        return _cuda_peak(task.entries[name].make(case, device), device)
-    if not Path("/proc/self/clear_refs").exists():
+    # As the tolerances are meant.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        warm = max(_COMPARED, _TO_WARM_UP[device.type])
+        subjects, _ = _prepared(task, case, device, True, warm)
+        checked = {
+            name: Checked(
+                subjects[name].precision,
+                difference,
+                subjects[name].tolerance,
+                waiting(subjects[name].contender, device),
+                subjects[name].notes,
+            )
+            for name, difference in _compared(subjects).items()
+        }
+    subjects.clear()
+    torch.compiler.reset()
+    return checked
+
+
+def _prepared(
+    task: Task, case: Case, device: torch.device, variants: bool, warm: int
+) -> tuple[dict[str, "_Subject"], dict[str, str]]:
+    """Contenders that have run so often, and why others were left out."""
+    subjects, left_out = {}, {}
+    for name, entry in task.chosen(case, device, variants).items():
+        needed, available = entry.takes and entry.takes(case), available_memory(device)
+        if needed and available and needed > available:
+            left_out[name] = f"takes {needed / 2**30:.0f} GiB of {available / 2**30:.0f}"
+        else:
+            subjects[name] = _Subject(entry, case, device, warm)
+    return subjects, left_out
+
+
+class _Subject:
+    """A contender being measured, after so many runs to warm up."""
+
+    def __init__(self, entry: Entry, case: Case, device: torch.device, warm: int) -> None:
+        self._device = device
+        self.contender = entry.make(case, device)
+        self.precision = precision_on(device, self.contender.precision)
+        self.tolerance = max(entry.tolerance, _COARSE[self.precision])
+        self.outcomes: list[dict[str, float]] = []
+        self.seconds: list[float] = []
+        self.memory: int | None = None
+        with _noted() as self.notes:
+            held = _cuda_reserved(device)
+            self.first = last = self._run()
+            for turn in range(1, warm):
+                if device.type == "cuda" and turn == warm - 1:
+                    # What graphs were captured in stays reserved, and counts as the run's.
+                    _cuda_reserved(device)
+                    torch.cuda.reset_peak_memory_stats(device)
+                last = self._run()
+            if device.type == "cuda":
+                self.memory = torch.cuda.max_memory_reserved(device) - held
+        self._runs = max(1, min(50, round(_TURN_SECONDS / last)))
+
+    def _run(self) -> float:
+        """Seconds of a run; the outcomes of the first ones are kept."""
+        seconds = self._timed(1)
+        if len(self.outcomes) < _COMPARED:
+            self.outcomes.append(self.contender.outcome())
+        return seconds
+
+    def _timed(self, runs: int) -> float:
+        synchronise(self._device)
+        start = time.perf_counter()
+        for _ in range(runs):
+            self.contender.run()
+        synchronise(self._device)
+        return (time.perf_counter() - start) / runs
+
+    def take_turn(self, first: bool) -> None:
+        """Time it; on a CPU the first turn is a single run, which tells its memory, too."""
+        if self._device.type == "cuda" or not first:
+            self.seconds.append(self._timed(self._runs))
+            return
+        before = _resident_anew()
+        self.seconds.append(self._run())
+        if before is not None:
+            self.memory = _status("VmHWM") - before
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Warnings of functions that could not be compiled, instead of all warnings."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message="(.* )?without compilation")
+        yield notes
+    for warning in caught:
+        text = str(warning.message)
+        if "without compilation" in text.lower() and text not in notes:
+            notes.append(text)
+
+
+def _compared(subjects: Mapping[str, _Subject]) -> dict[str, Difference]:
+    """The largest difference of each from the reference, as far as they have run."""
+    if REFERENCE not in subjects:
+        return {}
+    largest = {}
+    for name, subject in subjects.items():
+        if name == REFERENCE:
+            continue
+        found = [
+            # Where both are 0, as gradients may be that nothing depends on.
+            Difference(abs(theirs[quantity] - value) / (abs(value) or 1.0), quantity)
+            for ours, theirs in zip(subjects[REFERENCE].outcomes, subject.outcomes, strict=True)
+            for quantity, value in ours.items()
+        ]
+        # NaN is larger than anything.
+        largest[name] = max(found, key=lambda each: (each.share != each.share, each.share))
+    return largest
+
+
+def _check_equal(task: str, subjects: Mapping[str, _Subject]) -> dict[str, Difference]:
+    differences = _compared(subjects)
+    for name, difference in differences.items():
+        tolerance = subjects[name].tolerance
+        # Written so that NaN is unequal.
+        if not difference.share <= tolerance:
+            raise UnequalError(
+                f"{task}: {name!r} and the reference do not compute the same: "
+                f"{difference.quantity} differs by {difference.share:.2g} of it, more than "
+                f"{tolerance:.2g}"
+            )
+    return differences
+
+
+def _cuda_reserved(device: torch.device) -> int:
+    """Bytes of the device that are taken and needed; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    gc.collect()
+    synchronise(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def _resident_anew() -> int | None:
+    """The resident set, whose peak begins anew; None where the system does not tell.
+
+    Memory that others freed but the allocator keeps, which is much of it with the ``MALLOC_``
+    variables, is given back: it would count as held before and then be used again.
+    """
+    clear = Path("/proc/self/clear_refs")
+    if not clear.exists():
         return None
-    # Forked from a process that has imported everything and computed nothing.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.measure"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_resident_peak, task.name, name, case, torch.get_num_threads()).result()
-
-
-def _cuda_peak(contender: Contender, device: torch.device) -> int:
     gc.collect()
-    synchronise(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    for _ in range(_STEPS_OF_MEMORY):
-        contender.run()
-    synchronise(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
-def _resident_peak(task: str, name: str, case: Case, threads: int) -> int:
-    be_quiet()
-    torch.set_num_threads(threads)
-    contender = TASKS[task].entries[name].make(case, torch.device("cpu"))
-    gc.collect()
-    # Memory that the preparations freed but the allocator keeps, which is much of it with the
-    # MALLOC_ variables, would count as held before and then be used again. Not all systems have it.
+    # Not all systems have it.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    # Forgets the peak of the preparations.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    for _ in range(_STEPS_OF_MEMORY):
-        contender.run()
-    return _status("VmHWM") - before
+    clear.write_text("5")
+    return _status("VmRSS")
 
 
 def _status(field: str) -> int:

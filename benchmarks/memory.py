@@ -61,7 +61,7 @@ SETTINGS = {
         Setting(
             "DC+DAM, CIFAR-10, ipc 50",
             # More inner epochs take more time and the same memory.
-            replace(CASES["cifar10_ipc10"], name="cifar10_ipc50", ipc=50, inner_epochs=1),
+            replace(CASES["cifar10_ipc50"], inner_epochs=1),
             partial(PackageDC, dam=True),
             # The inner training is part of the second.
             2,

@@ -15,18 +15,34 @@ __all__ = ["PackageDC", "dc_condenser"]
 _ENDLESS = 10**6
 
 
-def dc_condenser(case: Case, dam: bool, max_images: int | None = None) -> DC:
-    """DC, or DC+DAM, with the paper's settings but for the loops, on the CPU.
+def dc_condenser(
+    case: Case,
+    dam: bool,
+    *,
+    iteration: bool = False,
+    compile: bool = False,
+    max_images: int | None = None,
+) -> DC:
+    """DC, or DC+DAM, with the paper's settings, on the CPU.
 
-    Without inner epochs every step has new networks; with them all steps have the same, whose outer
-    loop no benchmark sees the end of.
+    Args:
+        case: the sizes.
+        dam: with DAM or without.
+        iteration: with the outer loop of the case. Else it has no end, so that all steps but the
+            first do the same; but without inner epochs every step has new networks.
+        compile: as of `Condenser`.
+        max_images: as of `Condenser`.
     """
+    outer_loop = case.outer_loop
+    if not iteration:
+        outer_loop = _ENDLESS if case.inner_epochs else 1
     return DC(
         ipc=case.ipc,
         dam={"num_domains": case.num_domains} if dam else None,
         backbone_args=dict(case.backbone_args),
-        outer_loop=_ENDLESS if case.inner_epochs else 1,
+        outer_loop=outer_loop,
         inner_loop=case.inner_epochs,
+        compile=compile,
         max_images=max_images,
         seed=SEED,
         num_classes=case.num_classes,
@@ -41,14 +57,32 @@ class PackageDC(ModuleStep):
         case: the sizes.
         device: where to run.
         dam: with DAM or without.
+        iteration: a run is a whole iteration: all steps with the same networks.
+        compile: as of `Condenser`.
         max_images: as of `Condenser`.
     """
 
     def __init__(
-        self, case: Case, device: torch.device, dam: bool, max_images: int | None = None
+        self,
+        case: Case,
+        device: torch.device,
+        dam: bool,
+        *,
+        iteration: bool = False,
+        compile: bool = False,
+        max_images: int | None = None,
     ) -> None:
         data = random_images(case, device, domains=dam)
-        super().__init__(data, dc_condenser(case, dam, max_images).to(device))
+        module = dc_condenser(
+            case, dam, iteration=iteration, compile=compile, max_images=max_images
+        )
+        self._steps = case.outer_loop if iteration else 1
+        super().__init__(data, module.to(device))
+
+    def run(self) -> None:
+        """A step, or all of an iteration."""
+        for _ in range(self._steps):
+            super().run()
 
     def gradients(self) -> Mapping[str, Tensor | None]:
         """Of the masks."""

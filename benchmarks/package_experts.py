@@ -1,6 +1,7 @@
 """The package's contender for the training of experts."""
 
 import tempfile
+from copy import copy
 from itertools import count
 from pathlib import Path
 
@@ -22,7 +23,8 @@ _EPOCHS = 1
 
 def expert_images(case: Case, device: torch.device) -> RandomImages:
     """As many training images as fill the batches of a case's experts."""
-    data = random_images(case, device)
+    # Others have the same data.
+    data = copy(random_images(case, device))
     wanted = case.expert_batches * case.batch_real
     data.train = data.train.subset(torch.arange(len(data.train)) < wanted)
     return data
@@ -50,45 +52,34 @@ class PackageExperts(Contender):
     Args:
         case: the sizes.
         device: where to run.
-        together: all of them side by side; else as many as the package does on this device, which
-            is one on a CPU.
-        compiled: compile the step, before anything is measured.
+        compile: compile the step.
     """
 
-    def __init__(
-        self, case: Case, device: torch.device, together: bool = False, compiled: bool = False
-    ) -> None:
+    def __init__(self, case: Case, device: torch.device, compile: bool = False) -> None:
         self._data = ExpertData(expert_images(case, device), None, device)
         self._recipe = expert_recipe(case)
         self._experts = case.experts
         self._max_images = expert_budget(device)
-        if together:
-            self._max_images = max(self._max_images, case.experts * case.batch_real)
-        self._compiled = compiled
+        self._compile = compile
         self._folder = tempfile.TemporaryDirectory()
         description = self._data.describe(self._recipe)
         size = self._data.network(self._recipe, 0).size
         self._store = ExpertStore(Path(self._folder.name), description, size)
         self._turns = count()
         self._last = range(0)
-        if compiled:
-            self._train(range(-self._experts, 0))
 
     def run(self) -> None:
         """Train new experts."""
         start = next(self._turns) * self._experts
         self._last = range(start, start + self._experts)
-        self._train(self._last)
-
-    def _train(self, numbers: range) -> None:
         for _ in train_experts(
             self._store,
             self._data,
             self._recipe,
-            numbers,
+            self._last,
             _EPOCHS,
             self._max_images,
-            self._compiled,
+            self._compile,
         ):
             pass
 

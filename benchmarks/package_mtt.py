@@ -21,6 +21,8 @@ def mtt_condenser(
     case: Case,
     dam: bool,
     folder: str,
+    *,
+    compile: bool = False,
     adjoint: bool = True,
     augmentation: str | None = None,
     max_images: int | None = None,
@@ -31,6 +33,7 @@ def mtt_condenser(
         case: the sizes.
         dam: with DAM or without.
         folder: of the experts.
+        compile: as of `Condenser`.
         adjoint: as of `MTT`.
         augmentation: as of `Condenser`.
         max_images: as of `Condenser`.
@@ -47,6 +50,7 @@ def mtt_condenser(
         expert_epochs=EXPERT_EPOCHS,
         max_start_epoch=MAX_START_EPOCH,
         experts={"folder": folder, "count": COUNT},
+        compile=compile,
         adjoint=adjoint,
         augmentation=augmentation,
         max_images=max_images,
@@ -71,6 +75,7 @@ class PackageMTT(ModuleStep):
         case: the sizes.
         device: where to run.
         dam: with DAM or without.
+        compile: as of `Condenser`.
         adjoint: with the graph of one of the student's steps at a time, or of all.
         augmentation: as of `Condenser`.
         max_images: as of `Condenser`.
@@ -81,6 +86,8 @@ class PackageMTT(ModuleStep):
         case: Case,
         device: torch.device,
         dam: bool,
+        *,
+        compile: bool = False,
         adjoint: bool = True,
         augmentation: str | None = None,
         max_images: int | None = None,
@@ -90,7 +97,15 @@ class PackageMTT(ModuleStep):
         for num_domains in (None, case.num_domains) if dam else (None,):
             folder = Path(self._folder.name)
             random_trajectories(case, data, folder, device, num_domains, augmentation)
-        module = mtt_condenser(case, dam, self._folder.name, adjoint, augmentation, max_images)
+        module = mtt_condenser(
+            case,
+            dam,
+            self._folder.name,
+            compile=compile,
+            adjoint=adjoint,
+            augmentation=augmentation,
+            max_images=max_images,
+        )
         module.to(device)
         # It finds its experts when a fit begins; steps are taken without a Trainer.
         module.trainer = Trainer(

@@ -1,6 +1,6 @@
 """The package's contenders for DM and the evaluation, run as its users run them."""
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from benchmarks.package_step import ModuleStep
 from dam_lightning import DM
 from dam_lightning.evaluation import Recipe
 from dam_lightning.evaluation.evaluator import Evaluator, train_networks
+from dam_lightning.precision import Precision
 from dam_lightning.randomness import torch_generator
 
 __all__ = [
@@ -25,12 +26,16 @@ __all__ = [
 ]
 
 
-def condenser(case: Case, dam: bool) -> DM:
+def condenser(
+    case: Case, dam: bool, compile: bool = False, precision: Precision | None = None
+) -> DM:
     """DM, or DM+DAM, with the paper's settings for a case, on the CPU."""
     return DM(
         ipc=case.ipc,
         dam={"num_domains": case.num_domains} if dam else None,
         backbone_args=dict(case.backbone_args),
+        compile=compile,
+        precision=precision,
         seed=SEED,
         num_classes=case.num_classes,
         image_shape=case.image_shape,
@@ -38,10 +43,10 @@ def condenser(case: Case, dam: bool) -> DM:
 
 
 def recipe(case: Case, augmentation: str | None) -> Recipe:
-    """The paper's evaluation of one network, with the epochs of a case."""
+    """The paper's evaluation, with the networks and epochs of a case."""
     return Recipe(
         backbone_args=case.backbone_args,
-        num_networks=1,
+        num_networks=case.networks,
         epochs=case.epochs,
         augmentation=augmentation,
     )
@@ -57,13 +62,18 @@ def synthetic_set(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def losses(
-    network: nn.Module, synthetic: tuple[Tensor, Tensor], data: RandomImages
+    networks: Sequence[nn.Module], synthetic: tuple[Tensor, Tensor], data: RandomImages
 ) -> dict[str, float]:
-    """What a trained network makes of its training set and of the test images: cross-entropies."""
-    tested = [F.cross_entropy(network(x), y, reduction="sum") for x, y, _ in data.test_dataloader()]
+    """What trained networks make of their training set and of the test images: cross-entropies."""
     images, labels = synthetic
+    trained = [F.cross_entropy(network(images), labels) for network in networks]
+    tested = [
+        F.cross_entropy(network(x), y, reduction="sum")
+        for network in networks
+        for x, y, _ in data.test_dataloader()
+    ]
     return {
-        "loss on the condensed set": float(F.cross_entropy(network(images), labels)),
+        "loss on the condensed set": float(torch.stack(trained).mean()),
         "loss on the test images": float(torch.stack(tested).sum()) / len(data.test),
     }
 
@@ -75,7 +85,8 @@ class PackageStep(ModuleStep):
         case: the sizes.
         device: where to run.
         dam: with DAM or without.
-        precision: as the Trainer's argument.
+        compile: as of `Condenser`.
+        precision: as of `Condenser`.
     """
 
     def __init__(
@@ -83,14 +94,15 @@ class PackageStep(ModuleStep):
         case: Case,
         device: torch.device,
         dam: bool,
-        precision: Literal["32-true", "bf16-mixed"] = "32-true",
+        compile: bool = False,
+        precision: Precision | None = None,
     ) -> None:
         data = random_images(case, device, domains=dam)
-        super().__init__(data, condenser(case, dam).to(device), precision)
+        super().__init__(data, condenser(case, dam, compile, precision).to(device))
 
 
 class PackageEvaluation(Contender):
-    """Training of one network on a condensed set, and its test, as Evaluation does both.
+    """Training of the networks on a condensed set, and their test, as Evaluation does both.
 
     Args:
         case: the sizes.
@@ -103,18 +115,17 @@ class PackageEvaluation(Contender):
         self._recipe = recipe(case, augmentation)
         self._synthetic = synthetic_set(case, device)
         self._device = device
-        self._network: nn.Module
+        self._networks: Sequence[nn.Module]
 
     def run(self) -> None:
-        """Train and test; the same network on every run."""
+        """Train and test; the same networks on every run."""
         num_classes = self._data.num_classes
-        networks = train_networks(lambda _: self._synthetic, num_classes, self._recipe, SEED)
-        evaluator = Evaluator(networks, num_classes, 1, self._device)
+        self._networks = train_networks(lambda _: self._synthetic, num_classes, self._recipe, SEED)
+        evaluator = Evaluator(self._networks, num_classes, 1, self._device)
         for images, labels, domains in self._data.test_dataloader():
             evaluator.update(images, labels, domains)
         evaluator.scores()
-        (self._network,) = networks
 
     def outcome(self) -> dict[str, float]:
-        """Losses of the trained network."""
-        return losses(self._network, self._synthetic, self._data)
+        """Losses of the trained networks."""
+        return losses(self._networks, self._synthetic, self._data)

@@ -1,15 +1,18 @@
 """One step of any condenser, run as its users run it."""
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
+from torch.profiler import record_function
 
 from benchmarks.contender import Contender
 from benchmarks.data import RandomImages
 from dam_lightning import Condenser
+from dam_lightning.data.groups import Groups
 
 __all__ = ["ModuleStep", "step_outcome"]
 
@@ -46,38 +49,28 @@ class ModuleStep(Contender):
     Args:
         data: where the batches come from.
         module: on its device.
-        precision: as the Trainer's argument.
     """
 
-    def __init__(
-        self,
-        data: RandomImages,
-        module: Condenser,
-        precision: Literal["32-true", "bf16-mixed"] = "32-true",
-    ) -> None:
+    waits = False
+
+    def __init__(self, data: RandomImages, module: Condenser) -> None:
         self._batches = iter(data.train_dataloader())
         self._module = module
         self._start = module.images.detach().clone()
         self._optimizer = module.configure_optimizers()
-        # What the Trainer wraps around training_step.
-        self._precision = (
-            Precision()
-            if precision == "32-true"
-            else MixedPrecision(precision, module.images.device.type)
-        )
         self._loss: Tensor
+        self.precision = "bfloat16" if module._forward_dtype == torch.bfloat16 else "float32"
 
     def run(self) -> None:
         """One step, in the order of Lightning's automatic optimisation."""
         batch = next(self._batches)
-        with self._precision.train_step_context():
-            loss = self._module.training_step(batch, batch.step)
+        loss = self._module.training_step(batch, batch.step)
         self._optimizer.zero_grad()
-        self._module.on_before_backward(loss)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._module.on_before_optimizer_step(self._optimizer)
-        self._optimizer.step()
         self._loss = loss.detach()
+        # What the module does in the hook for clipping, which asks for a Trainer.
+        self._module._guard.inspect(self._optimizer, self._loss)
+        self._optimizer.step()
 
     def outcome(self) -> dict[str, float]:
         """What the step computed."""
@@ -86,3 +79,26 @@ class ModuleStep(Contender):
     def gradients(self) -> Mapping[str, Tensor | None]:
         """Gradients to compare besides, by name."""
         return {}
+
+    @contextmanager
+    def labelled(self) -> Iterator[None]:
+        """Real images and augmentation have names of their own, where they are not compiled."""
+        module = self._module
+        augmenting = {
+            "_augment": _named("augmentation", module._augment),
+            "_augment_pixels": _named("augmentation", module._augment_pixels),
+        }
+        with (
+            patch.object(Groups, "images", _named("data", Groups.images)),
+            patch.object(Groups, "pixels", _named("data", Groups.pixels)),
+            patch.dict(module.__dict__, augmenting),
+        ):
+            yield
+
+
+def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def named(*arguments: Any) -> Any:
+        with record_function(name):
+            return function(*arguments)
+
+    return named

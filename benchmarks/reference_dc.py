@@ -30,10 +30,16 @@ class ReferenceDC(Contender):
         case: the sizes.
         device: where to run.
         dam: with DAM or without.
+        iteration: a run is a whole iteration: all steps with the same networks.
     """
 
-    def __init__(self, case: Case, device: torch.device, dam: bool) -> None:
+    def __init__(
+        self, case: Case, device: torch.device, dam: bool, iteration: bool = False
+    ) -> None:
         self._case = case
+        self._steps = case.outer_loop if iteration else 1
+        # Steps after which networks are new; None: never.
+        self._outer_loop = case.outer_loop if iteration or not case.inner_epochs else None
         self._device = device
         self._real = RealGroups(case, device, dam)
         self._learned = Learned(dc_condenser(case, dam).to(device))
@@ -43,10 +49,16 @@ class ReferenceDC(Contender):
         self._grad_logits: torch.Tensor | None = None
 
     def run(self) -> None:
-        """One step: networks, inputs, losses and gradients, SGD."""
+        """A step, or all of an iteration."""
+        for _ in range(self._steps):
+            self._take_step()
+
+    def _take_step(self) -> None:
+        """Networks, inputs, losses and gradients, SGD."""
         learned = self._learned
-        if self._step == 0 or self._case.inner_epochs == 0:
-            self._draw_networks()
+        iteration, position = divmod(self._step, self._outer_loop or self._step + 1)
+        if position == 0:
+            self._draw_networks(iteration)
         else:
             self._train_networks()
         result = _dc.dc_step(
@@ -65,12 +77,12 @@ class ReferenceDC(Contender):
         learned.update(result.grad_images, result.grad_logits)
         self._step += 1
 
-    def _draw_networks(self) -> None:
+    def _draw_networks(self, iteration: int) -> None:
         case = self._case
-        self._networks = {"class": fresh_network(case, self._device, "network", self._step)}
+        self._networks = {"class": fresh_network(case, self._device, "network", iteration)}
         if self._learned.logits is not None:
             self._networks["domain"] = fresh_network(
-                case, self._device, "network/domain", self._step, num_outputs=case.num_domains
+                case, self._device, "network/domain", iteration, num_outputs=case.num_domains
             )
 
     def _train_networks(self) -> None:

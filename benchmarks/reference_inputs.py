@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks.cases import SEED, Case
 from benchmarks.data import random_images
-from dam_lightning.randomness import numpy_generator, seeded
+from dam_lightning.backbones.initialisation import FreshWeights
+from dam_lightning.randomness import numpy_generator, torch_generator
 from tests.reference.convnet import ConvNet
 
 __all__ = ["RealGroups", "fresh_network", "normalised"]
@@ -35,14 +36,18 @@ def fresh_network(
         group: its number.
         num_outputs: None: as many as there are classes.
     """
-    with seeded(device, SEED, stream, step, group), torch.device(device):
-        return ConvNet(
+    # What the constructors of layers draw is not drawn, or there would be twice as many draws.
+    with torch.device("meta"):
+        network = ConvNet(
             3,
             num_outputs or case.num_classes,
             case.width,
             case.depth,
             (case.image_size, case.image_size),
         )
+    network.to_empty(device=device)
+    FreshWeights(network).draw(torch_generator(device, SEED, stream, step, group))
+    return network
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -77,7 +77,7 @@ class ReferenceStep(Contender):
 
 
 class ReferenceEvaluation(Contender):
-    """Training of one network on a condensed set, and its test, by the plain loop.
+    """Training of the networks on a condensed set, and their test, one after another.
 
     Args:
         case: the sizes.
@@ -91,11 +91,10 @@ class ReferenceEvaluation(Contender):
         self._data = random_images(case, device)
         self._recipe = recipe(case, augmentation)
         self._synthetic = synthetic_set(case, device)
-        self._network: nn.Module
+        self._networks: list[nn.Module] = []
 
     def run(self) -> None:
-        """Train and test; the same network on every run."""
-        images, labels = self._synthetic
+        """Train and test; the same networks on every run."""
         test = self._data.test
         test_images = torch.cat(
             [
@@ -103,12 +102,20 @@ class ReferenceEvaluation(Contender):
                 for batch in torch.split(test.images, self._recipe.batch_size)
             ]
         )
+        test_labels = test.labels.to(self._device)
+        self._networks = [
+            self._trained(number, test_images, test_labels) for number in range(self._case.networks)
+        ]
+
+    def _trained(self, number: int, test_images: Tensor, test_labels: Tensor) -> nn.Module:
+        """A network, after its test."""
+        images, labels = self._synthetic
         orders, generators = [], []
         for epoch in range(self._case.epochs):
-            order = numpy_generator(SEED, "evaluation/order", epoch, 0).permutation(len(images))
-            orders.append(torch.from_numpy(order).to(self._device))
+            order = numpy_generator(SEED, "evaluation/order", epoch, number)
+            orders.append(torch.from_numpy(order.permutation(len(images))).to(self._device))
             generators.append(
-                torch_generator(self._device, SEED, "evaluation/augmentation", epoch, 0)
+                torch_generator(self._device, SEED, "evaluation/augmentation", epoch, number)
             )
 
         def augment(batch: Tensor, epoch: int, _: int) -> Tensor:
@@ -121,13 +128,13 @@ class ReferenceEvaluation(Contender):
                 batch, names[int(chosen)], numbers[0].tolist()
             )
 
-        self._network = fresh_network(self._case, self._device, "evaluation/network")
+        network = fresh_network(self._case, self._device, "evaluation/network", group=number)
         _evaluate_synset(
-            self._network,
+            network,
             images,
             labels,
             test_images,
-            test.labels.to(self._device),
+            test_labels,
             # The loop runs one epoch more than it is told, as the published script does.
             self._case.epochs - 1,
             orders,
@@ -137,7 +144,8 @@ class ReferenceEvaluation(Contender):
             self._recipe.weight_decay,
             self._recipe.batch_size,
         )
+        return network
 
     def outcome(self) -> dict[str, float]:
-        """Losses of the trained network."""
-        return losses(self._network, self._synthetic, self._data)
+        """Losses of the trained networks."""
+        return losses(self._networks, self._synthetic, self._data)

@@ -1,135 +1,62 @@
-"""Rows of results, as a Markdown table and as JSON."""
+"""Results to be read: Markdown from the document that a run leaves.
 
+``python -m benchmarks.report FILE...`` prints that of one ``results.json``, or of several that were
+measured on the same machine.
+"""
+
+import json
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
-from benchmarks.floor import Floor
-from benchmarks.machine import Precision, Rates
-from benchmarks.trainer_overhead import TrainerOverhead
+from benchmarks.figures import figures
+from benchmarks.profiling import KINDS
+from benchmarks.rates import Rates
+from benchmarks.rows import Row, rows_of, timed_tasks
+from benchmarks.scaling import fit
 
-__all__ = ["Row", "header", "table"]
+__all__ = ["main", "markdown", "merged"]
 
-
-_STEADY = 1.5
-"""Longest over shortest run, above which one side was disturbed."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contender of the package against the reference.
-
-    Attributes:
-        case: the sizes.
-        task: what was done.
-        contender: by whom.
-        precision: whose rate the floor is taken at.
-        seconds: of its timed runs.
-        reference_seconds: of the reference's.
-        memory: peak in bytes; None where unknown.
-        reference_memory: of the reference.
-        floor: of the task in this precision.
-    """
-
-    case: Case
-    task: str
-    contender: str
-    precision: Precision
-    seconds: Sequence[float]
-    reference_seconds: Sequence[float]
-    memory: int | None
-    reference_memory: int | None
-    floor: Floor
-
-    @property
-    def ratio(self) -> float:
-        """How many times as long the reference takes."""
-        return statistics.median(self.reference_seconds) / statistics.median(self.seconds)
-
-    @property
-    def multiple(self) -> float:
-        """How many times the floor it takes."""
-        return statistics.median(self.seconds) / self.floor.seconds
-
-    @property
-    def unsteady(self) -> bool:
-        """Whether runs of one side differ so much that the ratio may be chance."""
-        return any(
-            max(seconds) > _STEADY * min(seconds)
-            for seconds in (self.seconds, self.reference_seconds)
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, in plain values: seconds and bytes."""
-        return {
-            "case": self.case.name,
-            "task": self.task,
-            "contender": self.contender,
-            "precision": self.precision,
-            "seconds": _summary(self.seconds),
-            "reference_seconds": _summary(self.reference_seconds),
-            "ratio": self.ratio,
-            "unsteady": self.unsteady,
-            "peak_memory": self.memory,
-            "reference_peak_memory": self.reference_memory,
-            "floor": {**self.floor._asdict(), "seconds": self.floor.seconds},
-            "multiple_of_floor": self.multiple,
-        }
+_NONE = "-"
 
 
-def _summary(seconds: Sequence[float]) -> dict[str, Any]:
-    return {
-        "median": statistics.median(seconds),
-        "min": min(seconds),
-        "max": max(seconds),
-        "all": list(seconds),
+def markdown(document: Mapping[str, Any]) -> str:
+    """All there is of a document, as far as it was measured."""
+    rows = rows_of(document)
+    sections = {
+        "Timings": _timings(document, rows),
+        "Figures": [f"- {figure}." for figure in figures(document, rows)],
+        "Where the time goes": _profiles(document),
+        "Scaling": _scaling(document),
+        "Checks": _checks(document),
+        "Errors": [
+            f"- {found['case']} {found['task']}: {found['error']}"
+            for found in _of(document, "error")
+        ],
     }
+    text = _header(document)
+    for title, lines in sections.items():
+        text += ["", f"## {title}", "", *lines] if lines else []
+    return "\n".join(text) + "\n"
 
 
-_COLUMNS = (
-    "case",
-    "task",
-    "contender",
-    "ours, s: median (min-max)",
-    "reference, s: median (min-max)",
-    "ratio",
-    "ours, peak MiB",
-    "reference, peak MiB",
-    "floor, s",
-    "x floor",
-)
+def _of(document: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
+    """Tasks that have a part."""
+    return [found for found in document["tasks"].values() if part in found]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
-    lines = [_line(_COLUMNS), _line(["---"] * 3 + ["---:"] * (len(_COLUMNS) - 3))]
-    lines += [_line(list(_cells(row))) for row in rows]
-    return "\n".join(lines)
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> list[str]:
+    """A table whose first columns are texts, the others numbers; nothing without rows."""
+    if not rows:
+        return []
+    ruler = ["---"] * texts + ["---:"] * (len(columns) - texts)
+    return [f"| {' | '.join(cells)} |" for cells in (columns, ruler, *rows)]
 
 
-def _cells(row: Row) -> Iterator[str]:
-    yield from (row.case.name, row.task, row.contender)
-    yield from (_seconds(row.seconds), _seconds(row.reference_seconds), f"{row.ratio:.2f}")
-    yield from (_mebibytes(row.memory), _mebibytes(row.reference_memory))
-    yield from (f"{row.floor.seconds:.3g}", f"{row.multiple:.1f}")
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _seconds(seconds: Sequence[float]) -> str:
-    return f"{statistics.median(seconds):.3g} ({min(seconds):.3g}-{max(seconds):.3g})"
-
-
-def _mebibytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 2**20:.0f}"
-
-
-def header(machine: dict[str, str | int | None], rates: Rates, trainer: TrainerOverhead) -> str:
-    """What the table was measured on, in a few lines."""
+def _header(document: Mapping[str, Any]) -> list[str]:
+    machine = document["machine"]
     versions = ", ".join(
         f"{name} {machine[name]}" for name in ("python", "torch", "lightning", "dam_lightning")
     )
@@ -138,17 +65,207 @@ def header(machine: dict[str, str | int | None], rates: Rates, trainer: TrainerO
         for name, value in machine.items()
         if name.startswith("MALLOC_")
     )
-    operations = ", ".join(
-        f"{precision} {rate / 1e9:.0f} GFLOP/s" for precision, rate in rates.operations.items()
-    )
-    return "\n".join(
+    lines = [
+        f"`{document['command']}`\n",
+        f"- machine: {machine['device']}, {machine['cores']} cores, {machine['threads']} threads; "
+        f"{machine['system']}",
+        f"- versions: {versions}",
+        f"- allocator: {malloc}",
+    ]
+    if document["rates"] is not None:
+        lines.append(f"- measured rates: {_rates(Rates(**document['rates']))}")
+    return lines
+
+
+def _rates(rates: Rates) -> str:
+    parts = []
+    for precision, found in rates.operations.items():
+        fastest = max(found, key=lambda name: found[name])
+        others = ", ".join(
+            f"{name} {rate / 1e9:,.0f}" for name, rate in found.items() if name != fastest
+        )
+        parts.append(f"{precision} {found[fastest] / 1e9:,.0f} GFLOP/s ({fastest}; {others})")
+    return f"{'; '.join(parts)}; copy {rates.bandwidth / 1e9:,.1f} GB/s"
+
+
+_COLUMNS = (
+    "case",
+    "task",
+    "contender",
+    "precision",
+    "ours, s: median (min-max)",
+    "reference, s: median (min-max)",
+    "ratio",
+    "first run, s",
+    "ours, peak MiB",
+    "reference, peak MiB",
+    "floor, s",
+    "x floor",
+    "target",
+)
+
+
+def _timings(document: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    lines = _table(_COLUMNS, [list(_cells(row)) for row in rows], texts=4)
+    below = [
+        *(f"{row.name}: {note}" for row in rows for note in row.notes),
+        *(
+            f"{found['case']} {found['task']}, {name}, was left out: {why}"
+            for found in timed_tasks(document)
+            for name, why in found["left_out"].items()
+        ),
+    ]
+    unsteady = [row.name for row in rows if row.unsteady]
+    if unsteady:
+        below.append(f"Unsteady, not to be quoted: {'; '.join(unsteady)}")
+    return lines + ([""] + [f"- {line}." for line in below] if below else [])
+
+
+def _cells(row: Row) -> Iterator[str]:
+    yield from (row.case.name, row.task, row.contender, row.precision)
+    yield from (_range(row.seconds), _range(row.reference_seconds))
+    yield _NONE if row.ratio is None else f"{row.ratio:.2f}"
+    yield f"{row.first:.3g}"
+    yield from (_mebibytes(row.memory), _mebibytes(row.reference_memory))
+    yield from (f"{row.floor.seconds:.3g}", f"{row.multiple:.1f}")
+    yield _NONE if row.target is None else f"{row.target}: {'met' if row.is_met else 'missed'}"
+
+
+def _range(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return _NONE
+    return f"{statistics.median(seconds):.3g} ({min(seconds):.3g}-{max(seconds):.3g})"
+
+
+def _mebibytes(size: int | None) -> str:
+    return _NONE if size is None else f"{size / 2**20:.0f}"
+
+
+def _profiles(document: Mapping[str, Any]) -> list[str]:
+    profiled = [found for found in _of(document, "profile") if found["profile"] is not None]
+    rows, longest = [], []
+    for found in profiled:
+        kinds = found["profile"]["kinds"]
+        shares = [f"{100 * kinds[kind]:.0f}" if kind in kinds else _NONE for kind in KINDS]
+        rows.append([found["case"], found["task"], f"{found['profile']['seconds']:.3g}", *shares])
+        names = ", ".join(
+            f"`{name}` {100 * share:.0f} %" for name, share in found["profile"]["operations"]
+        )
+        longest.append(f"- {found['case']} {found['task']}: {names}")
+    columns = ["case", "task", "s", *(f"{kind}, %" for kind in KINDS)]
+    table = _table(columns, rows, texts=2)
+    return [*table, "\nThe longest operations:\n", *longest] if table else []
+
+
+def _scaling(document: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for found in document["scaling"]:
+        grown = fit([value ** found["power"] for value in found["values"]], found["seconds"])
+        timed = zip(found["values"], found["seconds"], strict=True)
+        rows.append(
+            [
+                found["method"],
+                found["name"],
+                ", ".join(f"{value}: {seconds:.3g}" for value, seconds in timed),
+                f"{grown.exponent:.2f}",
+                f"{grown.steepest:.2f}",
+                "**yes**" if grown.is_worse_than_linear else "no",
+            ]
+        )
+    columns = ("method", "variable", "value: s", "exponent", "steepest", "worse than linear")
+    table = _table(columns, rows, texts=3)
+    if not table:
+        return []
+    first = document["scaling"][0]
+    fixed = ", ".join(f"{name} {value}" for name, value in first["sizes"].items())
+    how = "compiled" if first["compiled"] else "not compiled"
+    return [
+        f"Steps are {how}. What is not varied: {fixed}. Image size: the exponents of the pixels.\n",
+        *table,
+    ]
+
+
+def _checks(document: Mapping[str, Any]) -> list[str]:
+    rows = [
         [
-            f"- machine: {machine['device']}, {machine['cores']} cores, {machine['threads']} "
-            f"threads; {machine['system']}",
-            f"- versions: {versions}",
-            f"- allocator: {malloc}",
-            f"- measured rates: {operations}, copy {rates.bandwidth / 1e9:.1f} GB/s",
-            f"- Trainer: {1000 * (trainer.fit - trainer.bare):.2f} ms more than a bare step "
-            f"({1000 * trainer.fit:.2f} against {1000 * trainer.bare:.2f}, width 4)",
+            found["case"],
+            found["task"],
+            name,
+            checked["precision"],
+            f"{checked['difference']['share']:.1g} ({checked['difference']['quantity']})",
+            f"{checked['tolerance']:.1g}: {'met' if checked['is_equal'] else '**missed**'}",
+            _waiting(checked["waits"]),
+            "; ".join(checked["notes"]),
         ]
+        for found in _of(document, "checks")
+        for name, checked in found["checks"].items()
+    ]
+    columns = (
+        "case",
+        "task",
+        "contender",
+        "precision",
+        "largest difference",
+        "tolerance",
+        "waits for the device",
+        "notes",
     )
+    return _table(columns, rows, texts=len(columns))
+
+
+def _waiting(place: str | None) -> str:
+    if place is None:
+        return _NONE
+    return f"**{place}**" if place else "no"
+
+
+def merged(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several documents of one machine as one; of what several have, the last.
+
+    Raises:
+        ValueError: if they are of different machines.
+    """
+    first = documents[0]
+    if any(document["machine"] != first["machine"] for document in documents):
+        raise ValueError("the results are of different machines or versions")
+    whole: dict[str, Any] = {
+        **first,
+        "command": "`, `".join(document["command"] for document in documents),
+        "tasks": {},
+    }
+    for document in documents:
+        for name, found in document["tasks"].items():
+            # Checks and timings of a task are of different runs.
+            earlier = whole["tasks"].get(name, {})
+            whole["tasks"][name] = {**earlier, **found}
+            if "error" not in found:
+                whole["tasks"][name].pop("error", None)
+        for part in ("trainer", "scaling"):
+            whole[part] = document[part] or whole[part]
+    rates = [Rates(**document["rates"]) for document in documents if document["rates"] is not None]
+    for each in rates[1:]:
+        rates[0] = rates[0].best(each)
+    whole["rates"] = rates[0]._asdict() if rates else None
+    return whole
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what files of results have.
+
+    Args:
+        arguments: of the command line, without the program's name: the files.
+
+    Returns:
+        The exit status: 0, or 1 where a file cannot be read or belongs to another machine.
+    """
+    try:
+        documents = [json.loads(Path(name).read_text()) for name in arguments]
+        print(markdown(merged(documents)), end="")
+    except (IndexError, OSError, ValueError) as error:
+        print(f"python -m benchmarks.report: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,15 +1,23 @@
 """What is compared with what. A new method is a new task here, with contenders of its own."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from benchmarks.cases import Case
+from benchmarks.cases import PUBLISHED_EPOCHS, Case
 from benchmarks.contender import Contender
-from benchmarks.floor import Work, dc_work, evaluation_work, expert_work, mtt_work, step_work
-from benchmarks.machine import Precision
+from benchmarks.floor import (
+    Work,
+    dc_iteration_work,
+    dc_work,
+    evaluation_work,
+    expert_work,
+    mtt_bytes,
+    mtt_work,
+    step_work,
+)
 from benchmarks.package_dc import PackageDC
 from benchmarks.package_experts import PackageExperts
 from benchmarks.package_mtt import PackageMTT
@@ -19,11 +27,15 @@ from benchmarks.reference_experts import ReferenceExperts
 from benchmarks.reference_mtt import ReferenceMTT
 from benchmarks.reference_side import ReferenceEvaluation, ReferenceStep
 from dam_lightning.functional import DSA
+from dam_lightning.precision import has_fast_bfloat16
 
-__all__ = ["REFERENCE", "TASKS", "Entry", "Task"]
+__all__ = ["OURS", "REFERENCE", "TASKS", "Entry", "Task"]
 
 REFERENCE = "reference"
 """Name of the contender that the others are compared with."""
+
+OURS = "ours"
+"""The package as its users get it in a run that is long enough to be compiled."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +44,17 @@ class Entry:
 
     Attributes:
         make: builds it, with its data, on a device.
-        tolerance: largest difference from the reference's outcome, as a share of that.
-        precision: whose rate its floor is taken at.
+        tolerance: largest difference from the reference's outcome, as a share of that, in float32.
+        variant: one of those that tell where the time of `OURS` comes from.
+        where: whether it says something new of a case on a device.
+        takes: bytes, where that may be more than there are.
     """
 
     make: Callable[[Case, torch.device], Contender]
     tolerance: float = 1e-4
-    precision: Precision = "float32"
+    variant: bool = False
+    where: Callable[[Case, torch.device], bool] = lambda case, device: True
+    takes: Callable[[Case], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +64,35 @@ class Task:
     Attributes:
         name: what the table calls it.
         work: the least that has to be done.
-        entries: the contenders by name, `REFERENCE` among them.
+        entries: the contenders by name, `REFERENCE` first, where there is one.
+        method: the paper's that it belongs to; empty where it is part of all.
+        devices: types of those that it is timed on where nobody asks for it.
+        once: it takes so long that its first run is timed, with whatever is compiled in it.
     """
 
     name: str
     work: Callable[[Case], Work]
     entries: Mapping[str, Entry]
+    method: str = ""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    once: bool = False
+
+    def is_default(self, case: Case, device: torch.device) -> bool:
+        """Whether it is timed where nobody asks for it."""
+        return device.type in self.devices and self.method in ("", *case.methods)
+
+    def chosen(self, case: Case, device: torch.device, variants: bool) -> dict[str, Entry]:
+        """The contenders for a case on a device."""
+        return {
+            name: entry
+            for name, entry in self.entries.items()
+            if entry.where(case, device) and (variants or not entry.variant)
+        }
+
+
+def _has_few_images(case: Case, device: torch.device) -> bool:
+    """With more, a variant would take long and say the same."""
+    return case.ipc == 1
 
 
 def _step(name: str, dam: bool) -> Task:
@@ -62,37 +101,52 @@ def _step(name: str, dam: bool) -> Task:
         partial(step_work, dam=dam),
         {
             REFERENCE: Entry(partial(ReferenceStep, dam=dam)),
-            "ours": Entry(partial(PackageStep, dam=dam)),
-            # bfloat16 keeps 8 bits: 0.4 % of a single value, less of a sum of many.
-            "ours, bf16-mixed": Entry(
-                partial(PackageStep, dam=dam, precision="bf16-mixed"), 1e-2, "bfloat16"
+            OURS: Entry(partial(PackageStep, dam=dam, compile=True)),
+            "ours, float32": Entry(
+                partial(PackageStep, dam=dam, compile=True, precision="float32"),
+                variant=True,
+                where=lambda case, device: has_fast_bfloat16(device),
+            ),
+            "ours, float32, eager": Entry(
+                partial(PackageStep, dam=dam, precision="float32"),
+                variant=True,
+                where=_has_few_images,
             ),
         },
+        "DM",
     )
 
 
-def _dc(name: str, dam: bool) -> Task:
+def _dc(name: str, dam: bool, iteration: bool) -> Task:
+    # Differences grow with every step of a network.
+    tolerance = 5e-2 if iteration else 1e-4
+    package = partial(PackageDC, dam=dam, iteration=iteration)
     return Task(
         name,
-        partial(dc_work, dam=dam),
+        partial(dc_iteration_work if iteration else dc_work, dam=dam),
         {
-            REFERENCE: Entry(partial(ReferenceDC, dam=dam)),
-            "ours": Entry(partial(PackageDC, dam=dam)),
+            REFERENCE: Entry(partial(ReferenceDC, dam=dam, iteration=iteration)),
+            OURS: Entry(partial(package, compile=True), tolerance),
+            "ours, eager": Entry(package, tolerance, variant=True, where=_has_few_images),
         },
+        "DC",
+        ("cuda",) if iteration else ("cpu",),
     )
 
 
 def _mtt(name: str, dam: bool) -> Task:
     # Gradients through many steps in float32 keep fewer digits.
     tolerance = 1e-3
+    package = partial(PackageMTT, dam=dam)
     return Task(
         name,
         partial(mtt_work, dam=dam),
         {
-            REFERENCE: Entry(partial(ReferenceMTT, dam=dam)),
-            "ours": Entry(partial(PackageMTT, dam=dam), tolerance),
-            "ours, full unroll": Entry(partial(PackageMTT, dam=dam, adjoint=False), tolerance),
+            REFERENCE: Entry(partial(ReferenceMTT, dam=dam), takes=partial(mtt_bytes, dam=dam)),
+            OURS: Entry(partial(package, compile=True), tolerance),
+            "ours, eager": Entry(package, tolerance, variant=True, where=_has_few_images),
         },
+        "MTT",
     )
 
 
@@ -102,13 +156,10 @@ def _experts(name: str) -> Task:
         expert_work,
         {
             REFERENCE: Entry(ReferenceExperts),
-            "ours": Entry(PackageExperts),
-            "ours, compiled": Entry(partial(PackageExperts, compiled=True)),
-            "ours, side by side": Entry(partial(PackageExperts, together=True)),
-            "ours, side by side, compiled": Entry(
-                partial(PackageExperts, together=True, compiled=True)
-            ),
+            OURS: Entry(partial(PackageExperts, compile=True)),
+            "ours, eager": Entry(PackageExperts, variant=True, where=_has_few_images),
         },
+        "MTT",
     )
 
 
@@ -118,8 +169,23 @@ def _evaluation(name: str, augmentation: str | None) -> Task:
         evaluation_work,
         {
             REFERENCE: Entry(partial(ReferenceEvaluation, augmentation=augmentation)),
-            "ours": Entry(partial(PackageEvaluation, augmentation=augmentation)),
+            OURS: Entry(partial(PackageEvaluation, augmentation=augmentation), 1e-3),
         },
+    )
+
+
+def _whole_evaluation(name: str) -> Task:
+    """Of the published length, which plain loops would take minutes or hours for."""
+
+    def whole(case: Case) -> Case:
+        return replace(case, epochs=PUBLISHED_EPOCHS)
+
+    return Task(
+        name,
+        lambda case: evaluation_work(whole(case)),
+        {OURS: Entry(lambda case, device: PackageEvaluation(whole(case), device, DSA))},
+        devices=("cuda",),
+        once=True,
     )
 
 
@@ -128,14 +194,17 @@ TASKS = {
     for task in (
         _step("DM step", dam=False),
         _step("DM+DAM step", dam=True),
-        _dc("DC step", dam=False),
-        _dc("DC+DAM step", dam=True),
+        _dc("DC step", dam=False, iteration=False),
+        _dc("DC+DAM step", dam=True, iteration=False),
+        _dc("DC iteration", dam=False, iteration=True),
+        _dc("DC+DAM iteration", dam=True, iteration=True),
         _mtt("MTT step", dam=False),
         _mtt("MTT+DAM step", dam=True),
         _experts("experts"),
         _evaluation("evaluation", DSA),
         # The reference augments image by image; without augmentation the networks stand alone.
-        _evaluation("evaluation, no DSA", None),
+        _evaluation("evaluation without DSA", None),
+        _whole_evaluation("whole evaluation"),
     )
 }
 """Every task, by name."""
