@@ -14,7 +14,7 @@ __all__ = ["Compiled", "worth_compiling"]
 
 Result = TypeVar("Result")
 
-_WORTH_STEPS = 200
+_WORTH_STEPS = 1000
 """Steps from which compilation, up to a minute on a CPU, costs less than it saves."""
 
 

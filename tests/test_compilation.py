@@ -76,6 +76,6 @@ def test_it_can_be_handed_to_another_process() -> None:
     torch.testing.assert_close(pickle.loads(pickle.dumps(compiled))(x, x), slope(x, x))
 
 
-@pytest.mark.parametrize(("steps", "worth"), [(2, False), (199, False), (200, True), (-1, True)])
+@pytest.mark.parametrize(("steps", "worth"), [(2, False), (999, False), (1000, True), (-1, True)])
 def test_worth_compiling(steps: int, worth: bool) -> None:
     assert worth_compiling(steps) == worth

@@ -117,7 +117,7 @@ class Condenser(EvaluatingModule):
         max_skipped: an update that a loss or gradient that is not finite, or something exploding,
             would spoil is left out; after so many in a row the run stops with a `DivergenceError`.
         compile: compile the work of a step, which takes up to a minute at the first one. None:
-            where ``max_steps`` is at least 200.
+            where ``max_steps`` is at least 1000.
         precision: of the networks' forward passes; images, losses and gradients are float32
             either way. None: as the Trainer's ``precision`` says, and with its ``32-true`` what
             the method chooses (`DM`: bfloat16 where the device is fast at it; others: float32).
