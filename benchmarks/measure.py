@@ -15,7 +15,7 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.machine import available_memory, synchronise
 from benchmarks.profiling import Profile, profiled
-from benchmarks.rates import Precision, precision_on
+from benchmarks.rates import Precision, multiplying, precision_on
 from benchmarks.synchronisation import waiting
 from benchmarks.tasks import OURS, REFERENCE, Entry, Task
 
@@ -183,7 +183,7 @@ def check(task: Task, case: Case, device: torch.device) -> dict[str, Checked]:
         By name, all contenders but the reference.
     """
     # As the tolerances are meant.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with multiplying(tf32=False):
         warm = max(_COMPARED, _TO_WARM_UP[device.type])
         subjects, _ = _prepared(task, case, device, True, warm)
         checked = {

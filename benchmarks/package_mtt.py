@@ -46,6 +46,8 @@ def mtt_condenser(
         # is a difference in its last ones, and in one step of the images another in the next.
         lr_images=1.0,
         initial_step_size=1e-3,
+        # So small that no step size falls below zero, which the package would not let it.
+        lr_step_size=1e-8,
         student_steps=case.student_steps,
         expert_epochs=EXPERT_EPOCHS,
         max_start_epoch=MAX_START_EPOCH,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +11,15 @@ from torch.nn import functional as F
 
 from benchmarks.machine import synchronise
 
-__all__ = ["CONVOLUTION", "PRODUCT", "Precision", "Rates", "measure_rates", "precision_on"]
+__all__ = [
+    "CONVOLUTION",
+    "PRODUCT",
+    "Precision",
+    "Rates",
+    "measure_rates",
+    "multiplying",
+    "precision_on",
+]
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """What is multiplied: of float32 numbers all bits, or the 10 of TF32."""
@@ -61,6 +69,27 @@ def precision_on(device: torch.device, forward: Literal["float32", "bfloat16"]) 
     return forward
 
 
+@contextmanager
+def multiplying(tf32: bool, search: bool = False) -> Iterator[None]:
+    """Within it, convolutions and matrix products of float32 numbers do as told on CUDA.
+
+    Args:
+        tf32: in TF32, or in all bits.
+        search: convolutions by the algorithm that is fastest when tried.
+    """
+    cudnn, products = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.allow_tf32, cudnn.benchmark
+    # Not cudnn.flags, which sets the newer options of the same kind as well, and PyTorch refuses to
+    # compile where both were used.
+    cudnn.allow_tf32, cudnn.benchmark = tf32, search
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = before
+        torch.set_float32_matmul_precision(products)
+
+
 def measure_rates(device: torch.device) -> Rates:
     """Best of large matrix products and of the ConvNet's inner convolutions, and of large copies.
 
@@ -73,27 +102,16 @@ def measure_rates(device: torch.device) -> Rates:
     if device.type == "cuda":
         precisions["tf32"] = torch.float32
     operations: dict[Precision, dict[str, float]] = {}
-    before = torch.get_float32_matmul_precision()
     for precision, dtype in precisions.items():
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        with _cudnn(allow_tf32=precision == "tf32"):
+        with multiplying(tf32=precision == "tf32", search=True):
             operations[precision] = {
                 PRODUCT: _product(device, dtype),
                 CONVOLUTION: max(_convolutions(device, dtype)),
             }
-    torch.set_float32_matmul_precision(before)
     # Far more than any cache holds.
     source = torch.ones(2**28 if device.type == "cpu" else 2**30, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return Rates(operations, 2 * source.nbytes / _best(lambda: target.copy_(source), device))
-
-
-def _cudnn(allow_tf32: bool) -> AbstractContextManager[None]:
-    """Convolutions by the fastest algorithm."""
-    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=True, allow_tf32=allow_tf32
-    )
-    return flags
 
 
 def _product(device: torch.device, dtype: torch.dtype) -> float:

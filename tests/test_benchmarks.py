@@ -519,13 +519,13 @@ def test_the_better_rates_count() -> None:
 def test_rates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.rates._TRIALS", 1)
     monkeypatch.setattr("benchmarks.rates._SIZES", (8,))
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     rates = measure_rates(CPU)
     assert set(rates.operations) == {"float32", "bfloat16"}
     for found in rates.operations.values():
         assert set(found) == {PRODUCT, CONVOLUTION}
         assert min(found.values()) > 1e6
-    assert torch.get_float32_matmul_precision() == before
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
 def test_what_a_device_multiplies_in(monkeypatch: pytest.MonkeyPatch) -> None:
