@@ -440,6 +440,9 @@ class Condenser(EvaluatingModule):
                     f"{name} is {ours}, but the data has {value}; leave the argument out, or give "
                     "the data it was meant for"
                 )
+        # Compiled anew, for this Trainer's device and number of steps.
+        for name in ("_augment", "_augment_pixels"):
+            self.__dict__.pop(name, None)
         self._provenance = data_provenance(data)
         self._whitening = getattr(data, "whitening", None)
         strategy = self.trainer.strategy

@@ -37,8 +37,11 @@ class DM(Condenser):
     def setup(self, stage: str) -> None:
         """In addition, try the backbone and its options before anything is begun."""
         super().setup(stage)
+        # As in Condenser: compiled anew.
+        for name in ("_network", "_features", "_weights"):
+            self.__dict__.pop(name, None)
         if stage == "fit":
-            self.network_state(0)
+            self._checked(self.fresh_network(0))
 
     def network_state(self, step: int) -> Backbone:
         """A fresh random network, frozen."""
