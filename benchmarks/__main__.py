@@ -4,8 +4,10 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,20 +118,26 @@ class _Run:
             if (task.is_default(case, device) if asked is None else task.name in asked)
         ]
 
+    def _attempt(self, what: str, work: Callable[[], Any]) -> tuple[Any, str]:
+        """What comes of it, or why nothing did."""
+        try:
+            return work(), ""
+        # Whatever it is: something else may fit into the memory, or be right, where this is not.
+        except Exception as error:
+            if not isinstance(error, UnequalError):
+                traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            self.problems.append(f"{what}: {reason}")
+            return None, reason
+
     def _tasks(self) -> None:
         for case, task in self._chosen():
             name = f"{case.name}: {task.name}"
             if self.results.has_task(case.name, task.name) or not self._may_begin(name):
                 continue
-            try:
-                found = (
-                    self._checked(case, task) if self._options.check else self._timed(case, task)
-                )
-            # Another task may fit into memory, or be right, where this one is not.
-            except (UnequalError, RuntimeError) as error:
-                found = {"error": str(error).partition("\n")[0]}
-                self.problems.append(f"{name}: {found['error']}")
-            self.results.put_task(case.name, task.name, found)
+            work = self._checked if self._options.check else self._timed
+            found, reason = self._attempt(name, partial(work, case, task))
+            self.results.put_task(case.name, task.name, found or {"error": reason})
 
     def _timed(self, case: Case, task: Task) -> dict[str, Any]:
         options = self._options
@@ -157,7 +165,8 @@ class _Run:
     def _trainer(self) -> None:
         has_steps = any(task.name == "DM step" for _, task in self._chosen())
         if has_steps and self.results.document["trainer"] is None and self._may_begin("Trainer"):
-            self.results.put("trainer", trainer_overhead(self._options.device)._asdict())
+            measured, _ = self._attempt("Trainer", lambda: trainer_overhead(self._options.device))
+            self.results.put("trainer", measured and measured._asdict())
 
     def _scaling(self, compile: bool) -> None:
         device, repeats = self._options.device, self._options.repeats
@@ -169,9 +178,10 @@ class _Run:
                 name = f"scaling of {method} with {variable.name}"
                 if self.results.has_scaling(method, variable.name) or not self._may_begin(name):
                     continue
-                self.results.put_scaling(
-                    measure_scaling(method, variable, base, device, repeats, compile)
-                )
+                work = partial(measure_scaling, method, variable, base, device, repeats, compile)
+                found, _ = self._attempt(name, work)
+                if found:
+                    self.results.put_scaling(found)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from benchmarks.tasks import OURS, Entry, Task
 
 __all__ = ["METHODS", "VARIABLES", "Fit", "Variable", "base_case", "fit", "measure_scaling"]
 
-_LINEAR = 1.15
-"""Exponent above which growth counts as worse than linear; what is less is noise."""
+_LINEAR, _STEEP = 1.1, 1.3
+"""Exponents above which growth counts as worse than linear: over all values, and between two of
+them, where the limit of a cache or of the memory may lie. What is less is noise."""
 
 _TOLD = ("ipc", "num_classes", "num_domains", "image_size", "depth", "width", "batch_real")
 """Sizes that the table names."""
@@ -73,8 +74,8 @@ class Fit(NamedTuple):
 
     @property
     def is_worse_than_linear(self) -> bool:
-        """Whether either exponent is above 1, by more than noise."""
-        return max(self) > _LINEAR
+        """Whether either exponent is above 1, by more than can be by chance."""
+        return self.exponent > _LINEAR or self.steepest > _STEEP
 
 
 def base_case(device: torch.device) -> Case:

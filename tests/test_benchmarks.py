@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -90,18 +91,18 @@ def cells(line: str) -> list[str]:
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*TINY, "--output", str(tmp_path / "new")]
+    asked = ["DM+DAM step", "DC step", "experts", "evaluation"]
+    options = [*TINY, "--tasks", ",".join(asked), "--output", str(tmp_path / "new")]
     assert command.main(options) == 0
     printed = capsys.readouterr().out
     document = json.loads((tmp_path / "new" / "results.json").read_text())
     assert (tmp_path / "new" / "results.md").read_text() == printed
-    assert document["command"] == f"python -m benchmarks {' '.join(options)}"
+    assert document["command"] == shlex.join(["python", "-m", "benchmarks", *options])
     assert document["machine"]["torch"] == torch.__version__
     assert document["machine"]["threads"] == 1
 
     case = CASES["cifar10_ipc1"]
-    tasks = {name: task for name, task in TASKS.items() if task.is_default(case, CPU)}
-    assert list(tasks) == [*STEPS, "experts", "evaluation", "evaluation without DSA"]
+    tasks = {name: TASKS[name] for name in asked}
     assert [found["task"] for found in document["tasks"].values()] == list(tasks)
     rows = rows_of(document)
     assert [(row.task, row.contender) for row in rows] == [
@@ -155,7 +156,7 @@ def test_contenders_that_differ_are_refused(
     printed = capsys.readouterr()
     reason = "'ours' and the reference do not compute the same: loss differs by 0.001 of it"
     assert reason in printed.err
-    assert f"- cifar10_ipc1 DC step: DC step: {reason}" in printed.out
+    assert f"- cifar10_ipc1 DC step: UnequalError: {reason}" in printed.out
     assert "| cifar10_ipc1 | DM step | ours |" in printed.out
     assert "| cifar10_ipc1 | DC step |" not in printed.out
     monkeypatch.setattr(PackageDC, "outcome", original)
@@ -303,6 +304,8 @@ def test_both_sides_do_the_same(name: str) -> None:
     assert OURS in checked
     for contender, found in checked.items():
         assert found.is_equal, (contender, found)
+        # Whatever tolerance the task has at its full length.
+        assert found.difference.share < (1e-3 if found.precision == "float32" else 1e-2)
         assert found.waits is None
 
 
@@ -547,6 +550,8 @@ def test_cases_are_the_published_ones() -> None:
     assert (large.image_size, large.num_classes, large.depth) == (64, 200, 4)
     # All of the test images with all of the epochs.
     assert replace(case, epochs=1001).num_test == 10_000
+    default = [name for name, task in TASKS.items() if task.is_default(case, CPU)]
+    assert default == [*STEPS, "experts", "evaluation", "evaluation without DSA"]
     assert not TASKS["MTT step"].is_default(CASES["vlcs_ipc10"], CPU)
     assert not TASKS["DC iteration"].is_default(case, CPU)
     assert TASKS["DC iteration"].is_default(case, CUDA)
@@ -700,6 +705,8 @@ def test_growth() -> None:
     late = scaling.fit([1, 2, 4, 8], [1.0, 1.0, 1.1, 3.0])
     assert late.exponent < 1 < late.steepest == pytest.approx(1.447, abs=1e-3)
     assert late.is_worse_than_linear
+    assert scaling.Fit(1.12, 1.2).is_worse_than_linear
+    assert not scaling.Fit(1.05, 1.2).is_worse_than_linear
 
 
 def test_scaling() -> None:
