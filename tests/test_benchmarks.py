@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 
 from benchmarks import __main__ as command
-from benchmarks import arguments, gpu, measure, memory, report, scaling, synchronisation
+from benchmarks import arguments, gpu, measure, memory, profiling, report, scaling, synchronisation
 from benchmarks.cases import CASES, DEFAULT_CASES, Case
 from benchmarks.contender import Contender
 from benchmarks.floor import (
@@ -226,6 +228,48 @@ def test_a_long_task_runs_once() -> None:
     assert runs == [REFERENCE, OURS]
     ours = measured.contenders[OURS]
     assert ours.seconds == [ours.first]
+
+
+def test_measuring_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it can be seen without one: what is asked of it, and when."""
+    answers = {
+        "synchronize": None,
+        "empty_cache": None,
+        "reset_peak_memory_stats": None,
+        "memory_reserved": 100,
+        "max_memory_reserved": 350,
+        "mem_get_info": (2**40, 2**40),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(measure, "_TURN_SECONDS", 0.0)
+    task, runs = noting([2.0, 3.0], [2.0, 3.0])
+    measured = measure.measure(task, NET, CUDA, repeats=2)
+    # The third run is the first that replays a captured graph.
+    assert runs == [REFERENCE] * 3 + [OURS] * 3 + [REFERENCE, OURS] * 2
+    ours = measured.contenders[OURS]
+    assert (ours.memory, ours.precision) == (250, "tf32")
+
+
+def test_kernels_of_a_gpu() -> None:
+    def event(name: str, **others: Any) -> SimpleNamespace:
+        known = {"device_type": DeviceType.CUDA, "is_user_annotation": False, "cpu_parent": None}
+        return SimpleNamespace(name=name, self_device_time_total=2e6, **{**known, **others})
+
+    assert profiling._spent(event("kernel"), CUDA) == 2.0
+    assert profiling._spent(event("data", is_user_annotation=True), CUDA) == 0.0
+    assert profiling._spent(event("aten::mul", device_type=DeviceType.CPU), CUDA) == 0.0
+    for name, kind in (
+        ("triton_poi_fused_convolution_relu_3", "compiled"),
+        ("sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc_nhwc", "convolution"),
+        ("void cudnn::ops::nchwToNhwcKernel<float>(int)", "convolution"),
+        ("nvjet_tst_128x64_64x8_1x2_h_bz_TNT", "matrix products"),
+        ("Memcpy HtoD (Pinned -> Device)", "copies"),
+        ("void at::native::vectorized_elementwise_kernel<4>(int)", "other operations"),
+    ):
+        assert profiling._kind(event(name)) == kind
+    assert profiling._short("void at::native::elementwise<4, f>(int)") == "at::native::elementwise"
 
 
 @pytest.mark.parametrize("second", [3.001, float("nan")])
