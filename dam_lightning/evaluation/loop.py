@@ -91,7 +91,7 @@ class EvaluatingModule(LightningModule, ABC):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def _begin(self) -> None:
+    def _begin(self, num_batches: float) -> None:
         tested = []
         for name, recipe in self.recipes.items():
             if name:
@@ -102,6 +102,8 @@ class EvaluatingModule(LightningModule, ABC):
                 self._data.num_classes,
                 len(self._data.domain_names),
                 self.device,
+                recipe,
+                num_batches,
             )
             tested.append(_Tested(name, recipe, evaluator, time.perf_counter() - start))
         self._tested = tested
@@ -168,7 +170,7 @@ class EvaluatingModule(LightningModule, ABC):
     def on_validation_start(self) -> None:
         """Train the networks; not for the sanity check, which would train them for nothing."""
         if not self.trainer.sanity_checking:
-            self._begin()
+            self._begin(sum(self.trainer.num_val_batches))
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Test all networks on a batch of images, labels and domains."""
@@ -184,7 +186,7 @@ class EvaluatingModule(LightningModule, ABC):
 
     def on_test_start(self) -> None:
         """Train the networks."""
-        self._begin()
+        self._begin(sum(self.trainer.num_test_batches))
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Test all networks on a batch of images, labels and domains."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -273,7 +274,8 @@ class Evaluation(EvaluatingModule):
             )
         self._seen_by_networks = saved["data"]
         # The networks are those of the checkpoint, whatever recipe is asked for now.
-        asked, self._recipe = self._recipe.as_dict(), Recipe(**saved["recipe"])
+        asked = self._recipe.as_dict()
+        self._recipe = replace(Recipe(**saved["recipe"]), compile=self._recipe.compile)
         for name, value in self._recipe.as_dict().items():
             if asked[name] != value:
                 rank_zero_info(
@@ -333,7 +335,7 @@ def _by_name(recipe: Recipe, backbones: Sequence[str | BackboneOptions]) -> dict
             raise ValueError(
                 f"backbones: give names, or backbone with backbone_args, not {dict(entry)}"
             )
-        recipes.append(Recipe.merged(recipe.as_dict(), entry))
+        recipes.append(Recipe.merged(asdict(recipe), entry))
     together = Counter(each.backbone for each in recipes)
     names = [each.backbone if together[each.backbone] == 1 else each.network for each in recipes]
     twice = [name for name, count in Counter(names).items() if count > 1]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
+from dam_lightning.compilation import worth_compiling
 from dam_lightning.functional import DSA, strategy_operations
 
 __all__ = ["BackboneOptions", "Recipe", "RecipeOptions"]
@@ -32,6 +33,7 @@ class RecipeOptions(TypedDict, total=False):
     weight_decay: float
     batch_size: int
     augmentation: str | None
+    compile: bool | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Recipe:
         weight_decay: of SGD.
         batch_size: images in a step; all of them, reshuffled each epoch.
         augmentation: DSA strategy, parameters drawn for each image; None switches it off.
+        compile: compile training and test, which changes no figure beyond rounding, and is no part
+            of what a condensed set stores. None: where the training is long enough to pay for it.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -64,6 +68,7 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_size: int = 256
     augmentation: str | None = DSA
+    compile: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name, kind, wanted in (
@@ -85,6 +90,8 @@ class Recipe:
             raise ValueError(f"recipe: momentum must be in [0, 1), got {self.momentum}")
         if not self.weight_decay >= 0:
             raise ValueError(f"recipe: weight_decay must be 0 or above, got {self.weight_decay}")
+        if self.compile not in (None, False, True):
+            raise ValueError(f"recipe: compile must be true or false, got {self.compile!r}")
         if self.augmentation is not None:
             strategy_operations(self.augmentation)
 
@@ -118,6 +125,10 @@ class Recipe:
         options = ", ".join(f"{name}={value}" for name, value in self.backbone_args.items())
         return f"{self.backbone}({options})" if options else self.backbone
 
+    def compiles(self, steps: int) -> bool:
+        """Whether networks are compiled that are trained for so many steps in all."""
+        return worth_compiling(steps) if self.compile is None else self.compile
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for metadata."""
-        return asdict(self)
+        """What makes the protocol, as plain values, for metadata; `compile` is no part of it."""
+        return {name: value for name, value in asdict(self).items() if name != "compile"}

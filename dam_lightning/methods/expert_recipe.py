@@ -1,26 +1,24 @@
 """What an expert is trained on and how: what its trajectory depends on, and nothing else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from dam_lightning.backbones import build_backbone
 from dam_lightning.data.normalisation import Normalisation
-from dam_lightning.data.resident import content_fingerprint, default_cache_dir
+from dam_lightning.data.resident import content_fingerprint, default_cache_dir, to_device
+from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import DSA, strategy_operations
-from dam_lightning.methods.flat_network import FlatNetwork
 from dam_lightning.methods.provenance import data_provenance
+from dam_lightning.precision import Precision
 
-__all__ = ["ExpertData", "ExpertOptions", "ExpertRecipe", "Precision"]
-
-
-Precision = Literal["float32", "bfloat16"]
+__all__ = ["ExpertData", "ExpertOptions", "ExpertRecipe"]
 
 
 class ExpertOptions(TypedDict, total=False):
@@ -35,7 +33,8 @@ class ExpertOptions(TypedDict, total=False):
         batch_size: of their SGD; default 256.
         seed: key of their draws; default 0. Not the run's seed: condensations share experts.
         precision: of their forward passes, ``"float32"`` (default) or ``"bfloat16"``.
-        compiled: whether their training is compiled; default False.
+        compile: whether their training is compiled, which changes nothing beyond rounding; default
+            None: where it is long enough to pay for it.
     """
 
     folder: str | None
@@ -45,7 +44,7 @@ class ExpertOptions(TypedDict, total=False):
     batch_size: int
     seed: int
     precision: Precision
-    compiled: bool
+    compile: bool | None
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,24 @@ class ExpertData:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images (*indices.shape, C, H, W) and their labels; indices on the CPU."""
+    @property
+    def device(self) -> torch.device:
+        """Where the experts are trained."""
+        return self._labels.device
+
+    def batches(self, orders: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (E, N, C, H, W) and their labels (E, N), N at most ``size``.
+
+        Args:
+            orders: (E, M) int64 on the CPU, image numbers.
+            size: images of each row in a batch.
+        """
         images = self._split.images
-        picked = images.index_select(0, indices.flatten().to(images.device, non_blocking=True))
-        normalised = self._normalisation(picked)
-        at = indices.to(self._labels.device, non_blocking=True)
-        return normalised.view(*indices.shape, *self.image_shape), self._labels[at]
+        parts = torch.split(to_device(orders, images.device), size, dim=1)
+        answers = torch.split(self._labels[to_device(orders, self.device)], size, dim=1)
+        for indices, labels in zip(parts, answers, strict=True):
+            normalised = self._normalisation(images.index_select(0, indices.flatten()))
+            yield normalised.view(*indices.shape, *self.image_shape), labels
 
     def describe(self, recipe: ExpertRecipe) -> dict[str, Any]:
         """Everything that trajectories depend on, as plain values."""
@@ -160,7 +170,7 @@ class ExpertData:
             self.image_shape,
             self.num_outputs,
             recipe.backbone_args,
-            device=self._labels.device,
+            device=self.device,
             seed=recipe.seed,
             stream=f"expert/{self.kind}",
             group=number,
@@ -172,7 +182,7 @@ class ExpertData:
                 "holds parameters, and no running statistics; use norm: instancenorm, or a "
                 "backbone without batch normalisation"
             )
-        if network.is_random(self.image_shape, self._labels.device):
+        if network.is_random(self.image_shape, self.device):
             raise ValueError(
                 f"{recipe.backbone} with dropout, or another draw at random in its forward pass, "
                 "cannot be an expert: the student's training has to be repeated exactly; switch it "

@@ -10,21 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
 from dam_lightning.methods.expert_store import ExpertStore
 from dam_lightning.methods.expert_training import ExpertEpoch, train_experts
-from dam_lightning.methods.flat_network import FlatNetwork
+from dam_lightning.side_by_side import image_budget as expert_budget
 
 __all__ = ["ExpertSet", "expert_budget"]
-
-
-def expert_budget(device: torch.device) -> int:
-    """Images whose activations may be in memory together while experts are trained.
-
-    One expert at a time on a CPU, which batched convolutions do not suit, and 32 of the published
-    batch size elsewhere, which keep an accelerator busy.
-    """
-    return 256 if device.type == "cpu" else 8192
 
 
 class ExpertSet:
@@ -35,7 +27,7 @@ class ExpertSet:
         recipe: how they are trained.
         count: how many.
         folder: where users want them, in it one folder for each kind; None: one in the cache.
-        compiled: compile their training.
+        compile: compile their training; None: where it is long enough to pay for it.
 
     Raises:
         ValueError: if the backbone cannot be an expert.
@@ -47,11 +39,11 @@ class ExpertSet:
         recipe: ExpertRecipe,
         count: int,
         folder: str | None,
-        compiled: bool,
+        compile: bool | None,
     ) -> None:
         self._data = data
         self._recipe = recipe
-        self._compiled = compiled
+        self._compile = compile
         self._folder_is_given = folder is not None
         self.count = count
         self.network: FlatNetwork = data.network(recipe, 0)
@@ -90,15 +82,15 @@ class ExpertSet:
                     "max_start_epoch"
                 )
 
-    def train(self, numbers: Sequence[int], epochs: int, max_images: int) -> Iterator[ExpertEpoch]:
+    def train(
+        self, numbers: Sequence[int], epochs: int, max_images: int | None = None
+    ) -> Iterator[ExpertEpoch]:
         """Train some experts; see `train_experts`."""
         return train_experts(
-            self.store, self._data, self._recipe, numbers, epochs, max_images, self._compiled
+            self.store, self._data, self._recipe, numbers, epochs, max_images, self._compile
         )
 
-    def train_with_progress(
-        self, numbers: Sequence[int], epochs: int, max_images: int, show: bool
-    ) -> None:
+    def train_with_progress(self, numbers: Sequence[int], epochs: int, show: bool) -> None:
         """The same to its end, with a bar on the standard error where it is a terminal."""
         rank_zero_info(
             f"Training {len(numbers)} {self._data.kind} experts for {epochs} epochs; they are kept "
@@ -116,7 +108,7 @@ class ExpertSet:
         with progress:
             left = sum(epochs - (self.store.epochs(number) or 0) for number in numbers)
             task = progress.add_task("", total=left, loss="")
-            for done in self.train(numbers, epochs, max_images):
+            for done in self.train(numbers, epochs):
                 progress.update(task, advance=len(done.numbers), loss=f"loss {done.loss:.3f}")
 
     def segment(self, number: int, start: int, end: int) -> tuple[Tensor, Tensor]:

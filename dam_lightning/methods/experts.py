@@ -10,11 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dam_lightning.evaluation.evaluator import Evaluator
+from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.files import check_writable
 from dam_lightning.functional import DSA
-from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe, Precision
-from dam_lightning.methods.expert_set import ExpertSet, expert_budget
+from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
+from dam_lightning.methods.expert_set import ExpertSet
 from dam_lightning.methods.expert_training import ExpertEpoch
+from dam_lightning.precision import Precision
 
 __all__ = ["Experts"]
 
@@ -42,9 +44,10 @@ class Experts(LightningModule):
         seed: key of all draws.
         precision: of the forward passes, ``"float32"`` or ``"bfloat16"``, whatever the Trainer's
             is.
-        compiled: compile the training, which takes some seconds first.
+        compile: compile the training, which takes some seconds first and changes nothing beyond
+            rounding. None: where it is long enough to pay for that.
         max_images: images whose activations may be in memory together; over ``batch_size`` it is
-            the number of experts trained side by side. None: 256 on a CPU, 8192 elsewhere.
+            the number of experts trained side by side. None: 8192, and one expert on a CPU.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -63,7 +66,7 @@ class Experts(LightningModule):
         folder: str | None = None,
         seed: int = 0,
         precision: Precision = "float32",
-        compiled: bool = False,
+        compile: bool | None = None,
         max_images: int | None = None,
     ) -> None:
         super().__init__()
@@ -83,7 +86,7 @@ class Experts(LightningModule):
             backbone, backbone_args or {}, augmentation, lr, batch_size, seed, precision
         )
         self.folder = folder
-        self.compiled = compiled
+        self._compile = compile
         self.max_images = max_images
         self._experts: ExpertSet
         self._work: Iterator[ExpertEpoch]
@@ -113,7 +116,7 @@ class Experts(LightningModule):
             self.recipe,
             self.count,
             self.folder,
-            self.compiled,
+            self._compile,
         )
         missing = self._experts.missing(self.epochs)
         if stage == "fit":
@@ -123,9 +126,7 @@ class Experts(LightningModule):
                 )
             if missing:
                 check_writable(self._experts.store.folder, "folder")
-            self._work = self._experts.train(
-                missing, self.epochs, self.max_images or expert_budget(device)
-            )
+            self._work = self._experts.train(missing, self.epochs, self.max_images)
             rank_zero_info(
                 f"{self.count - len(missing)} of {self.count} experts are there, in "
                 f"{self._experts.store.folder}"
@@ -170,8 +171,15 @@ class Experts(LightningModule):
         """Read the experts."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         networks = [self._experts.classifier(n, self.epochs) for n in range(self.count)]
-        domains = len(data.domain_names)
-        self._evaluator = Evaluator(networks, data.num_classes, domains, self.device)
+        same = Recipe(self.recipe.backbone, self.recipe.backbone_args, compile=self._compile)
+        self._evaluator = Evaluator(
+            networks,
+            data.num_classes,
+            len(data.domain_names),
+            self.device,
+            same,
+            sum(self.trainer.num_test_batches),
+        )
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Test all experts on a batch of images, labels and domains."""

@@ -15,7 +15,7 @@ from dam_lightning.files import check_writable
 from dam_lightning.methods.base import Branch, Condenser, DAMOptions
 from dam_lightning.methods.draws import dealt_out
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertOptions, ExpertRecipe
-from dam_lightning.methods.expert_set import ExpertSet, expert_budget
+from dam_lightning.methods.expert_set import ExpertSet
 from dam_lightning.methods.gradients import carry_gradient
 from dam_lightning.methods.student import Student, inner_batches
 from dam_lightning.randomness import numpy_generator
@@ -223,7 +223,6 @@ class MTT(Condenser):
                 self._experts[branch].train_with_progress(
                     share,
                     self._epochs_trained(branch),
-                    expert_budget(self.trainer.strategy.root_device),
                     show=rank == 0,
                 )
         self.trainer.strategy.barrier("experts")
@@ -241,7 +240,7 @@ class MTT(Condenser):
             self._expert_recipe(branch),
             asked.get("count", 100),
             asked.get("folder"),
-            asked.get("compiled", False),
+            asked.get("compile"),
         )
         found.check_epochs(
             self._epochs_read,

@@ -113,7 +113,7 @@ def test_validation_inside_fit_can_choose_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_final_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    recipe: RecipeOptions = {"num_networks": 2, "epochs": 30}
+    recipe: RecipeOptions = {"num_networks": 2, "epochs": 12}
     module, data = dm(dam={}, recipe=recipe), tiny_data(tmp_path)
     trainer = tiny_trainer(tmp_path, max_steps=2, callbacks=[FinalEvaluation()])
     trainer.fit(module, datamodule=data)

@@ -188,7 +188,8 @@ def test_experts_equal_the_plain_loop(
 
 def test_experts_of_whitened_data_see_whitened_images(tmp_path: Path) -> None:
     data = tiny_data(tmp_path, zca=True)
-    images, labels = ExpertData(data, None, torch.device("cpu")).batch(torch.tensor([[3, 30]]))
+    experts = ExpertData(data, None, torch.device("cpu"))
+    ((images, labels),) = experts.batches(torch.tensor([[3, 30]]), 2)
     assert data.whitening is not None
     white = whiten(data.train.images[[3, 30]].float() / 255, *data.whitening)
     torch.testing.assert_close(images[0], white, rtol=0, atol=1e-5)
