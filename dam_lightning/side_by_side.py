@@ -20,7 +20,7 @@ from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import augment, augmentation_parameters
 from dam_lightning.pieces import images_at_once
 
-__all__ = ["Answers", "Draws", "Networks", "augmented", "image_budget", "networks_of", "work"]
+__all__ = ["Draws", "Networks", "augmented", "image_budget", "networks_of", "work"]
 
 _ALIKE = 1e-2
 """Largest difference of gradients that are computed in two ways, as a share of them; an error of
@@ -251,10 +251,11 @@ class Networks:
         return unchanged and bool((three[:2] - two).norm() <= _ALIKE * two.norm())
 
     def _probe(self, count: int) -> Tensor:
-        """Some images, all different, (count, C, H, W)."""
+        """Some images, all different, and of different brightness: (count, C, H, W)."""
         numbers = torch.arange(count * math.prod(self._image_shape), device=self._device)
         images = (numbers * 0.7).sin().view(count, *self._image_shape)
-        return images.to(self.flat.initial())
+        brightness = torch.arange(count, device=self._device).view(-1, 1, 1, 1)
+        return (images + brightness).to(self.flat.initial())
 
     # Answers.
 
@@ -296,40 +297,6 @@ class Networks:
         named = dict(zip(self._names, state, strict=True))
         scores: Tensor = functional_call(self._tested, named, (images,))
         return scores.argmax(dim=1)
-
-
-class Answers:
-    """The classes that trained networks of one architecture take images for.
-
-    Args:
-        networks: what computes them.
-        modules: K trained networks.
-        batch_size: images in a batch, at least as a rule.
-        compile: by compiled functions.
-    """
-
-    def __init__(
-        self, networks: Networks, modules: Sequence[nn.Module], batch_size: int, compile: bool
-    ) -> None:
-        self._networks = networks
-        self._compile = compile
-        together = networks.together(batch_size, None)
-        self._states = networks.states(modules, min(together, len(modules)))
-        self._piece = networks.piece(together, batch_size, None)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (K, N) int64."""
-        count = len(images)
-        # In pieces of one size, for one compilation.
-        rows = torch.arange(-(-count // self._piece) * self._piece, device=images.device)
-        pieces = torch.split(images[rows.clamp(max=count - 1)], self._piece)
-        answers = [
-            torch.cat([self._answers(state, p) for p in pieces], 1) for state in self._states
-        ]
-        return torch.cat(answers)[:, :count]
-
-    def _answers(self, state: list[Tensor], piece: Tensor) -> Tensor:
-        return self._networks.answers(state, piece, compile=self._compile)
 
 
 def _state(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from dam_lightning.backbones import Backbone
 from dam_lightning.data.sampling import RealImages
 from dam_lightning.evaluation.accuracy import Accuracy, Scores
+from dam_lightning.evaluation.answers import Answers
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.evaluation.training import computation, train_block, training_compiles
-from dam_lightning.side_by_side import Answers, work
+from dam_lightning.side_by_side import work
 
 __all__ = ["Evaluator", "TrainingSet", "evaluate", "train_networks"]
 

@@ -92,6 +92,8 @@ def test_options_of_a_file_go_with_its_backbone(tmp_path: Path) -> None:
     assert dict(recipes["ConvNet"].backbone_args) == {"depth": 4}
     assert dict(recipes["ResNet18"].backbone_args) == {}
     assert {(recipe.epochs, recipe.lr) for recipe in recipes.values()} == {(7, 0.5)}
+    compiled = Evaluation(path, backbones=["ConvNet", "ResNet18"], recipe={"compile": True})
+    assert {recipe.compile for recipe in compiled.recipes.values()} == {True}
 
 
 @pytest.mark.parametrize(

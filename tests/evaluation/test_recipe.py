@@ -54,8 +54,21 @@ def test_a_recipe_does_not_change() -> None:
         ({"epochs": 2.5}, "recipe: epochs must be a whole number, got 2.5"),
         ({"num_networks": None}, "recipe: num_networks must be a whole number, got None"),
         ({"augmentation": "blur"}, "'blur' is no operation"),
+        ({"compile": "always"}, "recipe: compile must be true or false, got 'always'"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**options)
+
+
+def test_compiling_is_no_part_of_the_protocol() -> None:
+    """But options that are merged keep it."""
+    assert Recipe(compile=True) == Recipe()
+    assert "compile" not in Recipe(compile=True).as_dict()
+    assert Recipe.merged(Recipe(epochs=3).as_dict(), {"compile": False}).compile is False
+    assert [Recipe().compiles(steps) for steps in (1, 10**6)] == [False, True]
+    assert [Recipe(compile=False).compiles(10**6), Recipe(compile=True).compiles(1)] == [
+        False,
+        True,
+    ]
