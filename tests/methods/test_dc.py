@@ -651,7 +651,7 @@ class Straying(DC):
 
 
 PROCESSES: dict[str, tuple[type[DC], dict[str, Any], int, str, float]] = {
-    "three": (DC, {"dam": {"num_domains": 3}, "augmentation": DSA}, 4, "32-true", 1e-5),
+    "three": (DC, {"dam": {"num_domains": 3}, "augmentation": DSA}, 4, "64-true", 1e-9),
     "four": (
         Straying,
         {"dam": {"num_domains": 4}, "backbone_args": BATCH_NORM},
