@@ -12,7 +12,6 @@ from benchmarks.cases import SEED, Case
 from benchmarks.contender import Contender
 from benchmarks.data import RandomImages, random_images
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
-from dam_lightning.methods.expert_set import expert_budget
 from dam_lightning.methods.expert_store import ExpertStore
 from dam_lightning.methods.expert_training import train_experts
 
@@ -52,14 +51,13 @@ class PackageExperts(Contender):
     Args:
         case: the sizes.
         device: where to run.
-        compile: compile the step.
+        compile: as of `train_experts`.
     """
 
     def __init__(self, case: Case, device: torch.device, compile: bool = False) -> None:
         self._data = ExpertData(expert_images(case, device), None, device)
         self._recipe = expert_recipe(case)
         self._experts = case.experts
-        self._max_images = expert_budget(device)
         self._compile = compile
         self._folder = tempfile.TemporaryDirectory()
         description = self._data.describe(self._recipe)
@@ -78,8 +76,7 @@ class PackageExperts(Contender):
             self._recipe,
             self._last,
             _EPOCHS,
-            self._max_images,
-            self._compile,
+            compile=self._compile,
         ):
             pass
 

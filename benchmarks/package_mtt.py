@@ -23,7 +23,7 @@ def mtt_condenser(
     folder: str,
     *,
     compile: bool = False,
-    adjoint: bool = True,
+    adjoint: bool | None = None,
     augmentation: str | None = None,
     max_images: int | None = None,
 ) -> MTT:
@@ -78,7 +78,7 @@ class PackageMTT(ModuleStep):
         device: where to run.
         dam: with DAM or without.
         compile: as of `Condenser`.
-        adjoint: with the graph of one of the student's steps at a time, or of all.
+        adjoint: as of `MTT`.
         augmentation: as of `Condenser`.
         max_images: as of `Condenser`.
     """
@@ -90,7 +90,7 @@ class PackageMTT(ModuleStep):
         dam: bool,
         *,
         compile: bool = False,
-        adjoint: bool = True,
+        adjoint: bool | None = None,
         augmentation: str | None = None,
         max_images: int | None = None,
     ) -> None:

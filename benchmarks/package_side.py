@@ -42,13 +42,14 @@ def condenser(
     )
 
 
-def recipe(case: Case, augmentation: str | None) -> Recipe:
+def recipe(case: Case, augmentation: str | None, compile: bool = False) -> Recipe:
     """The paper's evaluation, with the networks and epochs of a case."""
     return Recipe(
         backbone_args=case.backbone_args,
         num_networks=case.networks,
         epochs=case.epochs,
         augmentation=augmentation,
+        compile=compile,
     )
 
 
@@ -108,11 +109,14 @@ class PackageEvaluation(Contender):
         case: the sizes.
         device: where to run.
         augmentation: DSA strategy, or None.
+        compile: as of `Recipe`.
     """
 
-    def __init__(self, case: Case, device: torch.device, augmentation: str | None) -> None:
+    def __init__(
+        self, case: Case, device: torch.device, augmentation: str | None, compile: bool = False
+    ) -> None:
         self._data = random_images(case, device)
-        self._recipe = recipe(case, augmentation)
+        self._recipe = recipe(case, augmentation, compile)
         self._synthetic = synthetic_set(case, device)
         self._device = device
         self._networks: Sequence[nn.Module]
@@ -121,8 +125,11 @@ class PackageEvaluation(Contender):
         """Train and test; the same networks on every run."""
         num_classes = self._data.num_classes
         self._networks = train_networks(lambda _: self._synthetic, num_classes, self._recipe, SEED)
-        evaluator = Evaluator(self._networks, num_classes, 1, self._device)
-        for images, labels, domains in self._data.test_dataloader():
+        batches = self._data.test_dataloader()
+        evaluator = Evaluator(
+            self._networks, num_classes, 1, self._device, self._recipe, len(batches)
+        )
+        for images, labels, domains in batches:
             evaluator.update(images, labels, domains)
         evaluator.scores()
 

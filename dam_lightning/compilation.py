@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch.utils import _pytree as pytree
 
 __all__ = ["Compiled", "worth_compiling"]
@@ -36,12 +37,23 @@ class Compiled(Generic[Result]):
             change their values.
         what: what it computes, for messages, such as ``"the embedding"``.
         enabled: False: never compiled.
+        recompute: where it is differentiated, keep the results of convolutions and matrix products
+            alone, and compute the rest a second time. Without it more is kept than a CPU can read
+            again in the time of computing it.
     """
 
-    def __init__(self, function: Callable[..., Result], what: str, *, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Result],
+        what: str,
+        *,
+        enabled: bool = True,
+        recompute: bool = False,
+    ) -> None:
         self._function = function
         self._what = what
         self._enabled = enabled
+        self._recompute = recompute
         self._compiled: dict[Hashable, Callable[..., Result]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,7 +80,9 @@ class Compiled(Generic[Result]):
         start = time.perf_counter()
         compiled = _compile(self._function, tensors[0].device)
         try:
-            result = _kept(compiled(*arguments))
+            # Decided by the first call, which compiles.
+            with functorch_config.patch(aggressive_recomputation=self._recompute):
+                result = _kept(compiled(*arguments))
             # The backward pass is compiled when it is first needed, where no one could fall back.
             _try_backward(result, tensors)
         # Whatever a compiler or its absence raises; what is wrong with the arguments is raised

@@ -1,5 +1,6 @@
 """A network as a function of one vector that holds all its parameters."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,7 +10,21 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["FlatNetwork"]
+__all__ = ["ALIKE", "FlatNetwork", "probe_images"]
+
+ALIKE = 1e-2
+"""Largest difference of what is computed in two ways, as a share of it; an error of principle is
+larger, and rounding, in TF32 too, is smaller."""
+
+
+def probe_images(
+    count: int, image_shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Some images, all different, and of different brightness: (count, C, H, W)."""
+    numbers = torch.arange(count * math.prod(image_shape), device=device)
+    images = (numbers * 0.7).sin().view(count, *image_shape)
+    brightness = torch.arange(count, device=device).view(-1, 1, 1, 1)
+    return (images + brightness).to(dtype)
 
 
 class FlatNetwork:
@@ -40,8 +55,8 @@ class FlatNetwork:
         return sum(self._sizes)
 
     @property
-    def _batched(self) -> bool:
-        """Whether groups of images may be computed as a batch.
+    def batched(self) -> bool:
+        """Whether `gradients` computes groups of images as a batch, or one after another.
 
         PyTorch (2.15) gets second derivatives of some norms' gradients wrong there: those of layer
         and instance norm, and of batch norm with the statistics of the batch.
@@ -69,6 +84,33 @@ class FlatNetwork:
             self.module(torch.zeros(2, *image_shape, device=device, dtype=self._dtype))
             return not torch.equal(before, state())
 
+    def is_plain(self, image_shape: tuple[int, int, int], device: torch.device) -> bool:
+        """Whether in training the scores of an image depend on parameters and this image alone.
+
+        Not so with batch normalisation or dropout, or with other state in buffers. Otherwise images
+        may be computed in any pieces, and by a compiled function.
+
+        Args:
+            image_shape: (C, H, W).
+            device: where the network is.
+        """
+        if self.batch_norms or self.is_random(image_shape, device):
+            return False
+        images = probe_images(3, image_shape, device, self._dtype)
+        state = {name: tensor.clone() for name, tensor in self.module.named_buffers()}
+        with torch.no_grad():
+            three = functional_call(self.module, state, (images,))
+            two = functional_call(self.module, state, (images[:2],))
+        unchanged = all(torch.equal(state[name], own) for name, own in self.module.named_buffers())
+        return unchanged and bool((three[:2] - two).norm() <= ALIKE * two.norm())
+
+    def adopt(self, module: nn.Module) -> Tensor:
+        """Take the buffers of a fresh module that fits; its parameters as a vector, (P,)."""
+        with torch.no_grad():
+            for ours, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+                ours.copy_(theirs)
+            return torch.cat([parameter.flatten() for parameter in module.parameters()])
+
     def initial(self) -> Tensor:
         """The parameters that the module has of its own, (P,)."""
         return torch.cat([parameter.flatten() for parameter in self.module.parameters()])
@@ -78,9 +120,15 @@ class FlatNetwork:
         pieces = torch.split(vector, self._sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
+    def shaped(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Parameters as from `split`, given so or as the vector alone, in a list."""
+        if len(parameters) == 1 and parameters[0].shape == (self.size,):
+            return self.split(parameters[0])
+        return list(parameters)
+
     def scores(self, parameters: Sequence[Tensor], images: Tensor) -> Tensor:
-        """Class scores: parameters from `split`, (N, C, H, W) -> (N, outputs)."""
-        named = dict(zip(self._names, parameters, strict=True))
+        """Class scores: parameters as `shaped` takes them, (N, C, H, W) -> (N, outputs)."""
+        named = dict(zip(self._names, self.shaped(parameters), strict=True))
         scores: Tensor = functional_call(self.module, named, (images,))
         return scores
 
@@ -94,7 +142,7 @@ class FlatNetwork:
         """Cross entropy.
 
         Args:
-            parameters: from `split`.
+            parameters: as `shaped` takes them.
             images: (N, C, H, W).
             labels: (N,) int64.
             weights: (N,) of each image, which add up to 1; None: the mean.
@@ -113,20 +161,20 @@ class FlatNetwork:
         """Gradients of `loss` with respect to the parameters, for several groups of images.
 
         Args:
-            parameters: from `split`.
+            parameters: as `shaped` takes them.
             images: (G, N, C, H, W).
             labels: (G, N) int64.
             weights: (G, N).
 
         Returns:
-            Of each parameter (G, *shape).
+            Of each tensor in ``parameters`` (G, *shape).
         """
         gradient = grad(self.loss)
         if len(images) == 1:
             # Batched convolutions are grouped convolutions, which are slow for one group too.
             single = gradient(list(parameters), images[0], labels[0], weights[0])
             return tuple(tensor.unsqueeze(0) for tensor in single)
-        if not self._batched:
+        if not self.batched:
             one_by_one = [
                 gradient(list(parameters), *group)
                 for group in zip(images, labels, weights, strict=True)
@@ -134,14 +182,3 @@ class FlatNetwork:
             return tuple(map(torch.stack, zip(*one_by_one, strict=True)))
         batched = vmap(gradient, in_dims=(None, 0, 0, 0), randomness="different")
         return tuple(batched(list(parameters), images, labels, weights))
-
-    def vector_gradient(
-        self, vector: Tensor, images: Tensor, labels: Tensor, weights: Tensor | None = None
-    ) -> Tensor:
-        """Gradient of `loss` with respect to the whole vector, (P,); arguments as of `loss`."""
-
-        def loss(vector: Tensor) -> Tensor:
-            return self.loss(self.split(vector), images, labels, weights)
-
-        gradient: Tensor = grad(loss)(vector)
-        return gradient

@@ -16,15 +16,11 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from dam_lightning.backbones import build_backbone
 from dam_lightning.compilation import Compiled
-from dam_lightning.flat_network import FlatNetwork
+from dam_lightning.flat_network import ALIKE, FlatNetwork, probe_images
 from dam_lightning.functional import augment, augmentation_parameters
 from dam_lightning.pieces import images_at_once
 
 __all__ = ["Draws", "Networks", "augmented", "image_budget", "networks_of", "work"]
-
-_ALIKE = 1e-2
-"""Largest difference of gradients that are computed in two ways, as a share of them; an error of
-principle is larger, and rounding, in TF32 too, is smaller."""
 
 
 def image_budget(device: torch.device) -> int:
@@ -102,7 +98,7 @@ class Networks:
         # Before the parameters are frozen.
         trains_all = _trains_all(module)
         self.flat = FlatNetwork(module)
-        self.is_plain = trains_all and self._stands_alone()
+        self.is_plain = trains_all and self.flat.is_plain(image_shape, device)
         self._gradient = Compiled(self._piece_gradient, "the training")
         self._answer = Compiled(self._piece_answers, "the test")
 
@@ -143,7 +139,9 @@ class Networks:
         vector = self.flat.initial()
         inputs = (
             torch.stack([vector, 0.9 * vector]),
-            self._probe(4).view(2, 2, *self._image_shape),
+            probe_images(4, self._image_shape, self._device, vector.dtype).view(
+                2, 2, *self._image_shape
+            ),
             torch.zeros(2, 2, dtype=torch.int64, device=self._device),
             vector.new_full((2,), 0.5),
         )
@@ -159,7 +157,7 @@ class Networks:
                 for each in zip(vectors, images, labels, strict=True)
             ]
         )
-        return bool((batched - alone).norm() <= _ALIKE * alone.norm())
+        return bool((batched - alone).norm() <= ALIKE * alone.norm())
 
     def gradients(
         self,
@@ -237,25 +235,6 @@ class Networks:
 
     def _loss(self, vector: Tensor, images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         return self.flat.loss(self.flat.split(vector), images, labels, weights)
-
-    def _stands_alone(self) -> bool:
-        """Whether scores of an image in training depend on it and the parameters alone."""
-        if self.flat.batch_norms or self.flat.is_random(self._image_shape, self._device):
-            return False
-        module, images = self.flat.module, self._probe(3)
-        state = {name: tensor.clone() for name, tensor in module.named_buffers()}
-        with torch.no_grad():
-            three = functional_call(module, state, (images,))
-            two = functional_call(module, state, (images[:2],))
-        unchanged = all(torch.equal(state[name], own) for name, own in module.named_buffers())
-        return unchanged and bool((three[:2] - two).norm() <= _ALIKE * two.norm())
-
-    def _probe(self, count: int) -> Tensor:
-        """Some images, all different, and of different brightness: (count, C, H, W)."""
-        numbers = torch.arange(count * math.prod(self._image_shape), device=self._device)
-        images = (numbers * 0.7).sin().view(count, *self._image_shape)
-        brightness = torch.arange(count, device=self._device).view(-1, 1, 1, 1)
-        return (images + brightness).to(self.flat.initial())
 
     # Answers.
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import nn
 
+from dam_lightning.backbones.group_norm import GroupNorm
 from dam_lightning.backbones.layer_norm import LayerNorm
 
 __all__ = ["Norm", "check_choice", "check_numbers", "check_size", "norm_layers"]
@@ -15,8 +16,8 @@ instance norm (affine, the default of the field), group norm (4 groups, which mu
 width), layer norm over channels and pixels, batch norm or none."""
 
 _NORMS: dict[str, Callable[[int, tuple[int, int]], nn.Module]] = {
-    "instancenorm": lambda width, _: nn.GroupNorm(width, width),
-    "groupnorm": lambda width, _: nn.GroupNorm(4, width),
+    "instancenorm": lambda width, _: GroupNorm(width, width),
+    "groupnorm": lambda width, _: GroupNorm(4, width),
     "layernorm": lambda width, size: LayerNorm([width, *size]),
     "batchnorm": lambda width, _: nn.BatchNorm2d(width),
 }

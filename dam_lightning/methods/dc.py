@@ -1,20 +1,27 @@
 """DC: gradient matching along the training of networks on the condensed images."""
 
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.func import vmap
 
+from dam_lightning.backbones.build import has_fresh_weights
+from dam_lightning.backbones.initialisation import FreshWeights
 from dam_lightning.data.groups import GroupedBatch, Groups
 from dam_lightning.evaluation.recipe import RecipeOptions
-from dam_lightning.functional import DSA, gradient_matching_loss
+from dam_lightning.flat_network import FlatNetwork
+from dam_lightning.functional import DSA
+from dam_lightning.functional.host import host_values
 from dam_lightning.methods.base import Branch, Condenser, DAMOptions
-from dam_lightning.methods.flat_network import FlatNetwork
-from dam_lightning.methods.gradients import recomputed
+from dam_lightning.methods.gradient_matching import GradientMatching, Metric
+from dam_lightning.methods.gradients import carry_gradient
 from dam_lightning.methods.inner_training import InnerTraining
-from dam_lightning.randomness import seeded
+from dam_lightning.methods.network_gradients import NetworkGradients
+from dam_lightning.pieces import images_at_once
+from dam_lightning.randomness import seeded, torch_generator
 
 __all__ = ["DC"]
 
@@ -24,19 +31,42 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 _STATISTICS = 16
 """Real images of each group that set the statistics of batch normalisation, as in the original."""
 
-Metric = Literal["layerwise_cosine", "mse", "cos"]
+
+class _Architecture(NamedTuple):
+    """What all networks of a branch have in common, so that it is compiled once.
+
+    Attributes:
+        gradients: of such a network.
+        matching: by these gradients.
+        weights: draws new ones; None: a fresh network has to be made.
+    """
+
+    gradients: NetworkGradients
+    matching: GradientMatching
+    weights: FreshWeights | None
 
 
-class _Inner(NamedTuple):
+@dataclass(frozen=True)
+class _Inner:
     """A network inside the outer loop.
 
     Attributes:
-        network: its architecture, and its buffers.
+        architecture: with its buffers.
         vector: its parameters, (P,).
     """
 
-    network: FlatNetwork
+    architecture: _Architecture
     vector: Tensor
+
+    @property
+    def network(self) -> FlatNetwork:
+        """Scores by the parameters."""
+        return self.architecture.gradients.network
+
+    @cached_property
+    def parts(self) -> list[Tensor]:
+        """The parameters as gradients are taken with respect to them."""
+        return self.architecture.gradients.parts(self.vector)
 
 
 class DC(Condenser):
@@ -121,6 +151,7 @@ class DC(Condenser):
         self._lr_network = lr_network
         self._batch_train = batch_train
         self._networks: dict[Branch, _Inner] = {}
+        self._architectures: dict[Branch, _Architecture] = {}
         # The step whose networks these are; loaded ones are made when they are needed.
         self._networks_step = -1
         self._loaded: dict[str, Any] | None = None
@@ -140,6 +171,8 @@ class DC(Condenser):
         super().setup(stage)
         if stage != "fit":
             return
+        # Made anew for this Trainer's device and number of steps.
+        self._architectures = {}
         domains = 0 if self.dam is None or self.dam.weight == 0 else self.dam.num_domains
         if self.domain_outputs == "classes" and domains > self._num_classes:
             raise MisconfigurationException(
@@ -180,12 +213,40 @@ class DC(Condenser):
         self._networks_step = batch.step
 
     def _fresh(self, iteration: int) -> dict[Branch, _Inner]:
-        modules = {"class": self.fresh_network(iteration)}
+        networks: dict[Branch, _Inner] = {"class": self._begun("class", iteration, "network")}
         if self.dam is not None and self.dam.weight > 0:
             outputs = self.dam.num_domains if self.domain_outputs == "domains" else None
-            modules["domain"] = self.fresh_network(iteration, "network/domain", outputs)
-        networks = {branch: FlatNetwork(module) for branch, module in modules.items()}
-        return {branch: _Inner(net, net.initial()) for branch, net in networks.items()}  # type: ignore[misc]
+            networks["domain"] = self._begun("domain", iteration, "network/domain", outputs)
+        return networks
+
+    def _begun(
+        self, branch: Branch, iteration: int, stream: str, outputs: int | None = None
+    ) -> _Inner:
+        """A fresh network, in the architecture of those before it."""
+        architecture = self._architectures.get(branch)
+        if architecture is None:
+            network = FlatNetwork(self.fresh_network(iteration, stream, outputs))
+            self._architectures[branch] = self._architecture(network)
+            return _Inner(self._architectures[branch], network.initial())
+        network = architecture.gradients.network
+        network.module.train()
+        if architecture.weights is None:
+            vector = network.adopt(self.fresh_network(iteration, stream, outputs))
+        else:
+            architecture.weights.draw(
+                torch_generator(self.images.device, self.seed, stream, iteration)
+            )
+            vector = network.initial()
+        return _Inner(architecture, vector)
+
+    def _architecture(self, network: FlatNetwork) -> _Architecture:
+        channels, height, width = self.images.shape[1:]
+        gradients = NetworkGradients(
+            network, (channels, height, width), self.images.device, self.compiles
+        )
+        redrawn = has_fresh_weights(self.backbone) and not list(network.module.buffers())
+        weights = FreshWeights(network.module) if redrawn else None
+        return _Architecture(gradients, GradientMatching(gradients, self.metric), weights)
 
     def _trained(self, branch: Branch, inner: _Inner, batch: GroupedBatch) -> _Inner:
         """Train a network on what it is to be trained on between two updates."""
@@ -210,15 +271,45 @@ class DC(Condenser):
         )
         inner.network.module.train()
         stream = f"inner/{branch}"
-        with seeded(images.device, self.seed, f"{stream}/dropout", batch.step):
-            vector = training.train(inner.network, inner.vector, images, labels, stream, batch.step)
+        with (
+            self.forward_precision(),
+            seeded(images.device, self.seed, f"{stream}/dropout", batch.step),
+        ):
+            vector = training.train(
+                inner.architecture.gradients,
+                inner.vector,
+                images,
+                labels,
+                stream,
+                batch.step,
+                self.images_at_once,
+                self._augment,
+            )
         if self._rank_and_world_size[1] > 1:
             # Every process trained alike, but not to the last bit where their devices differ.
             for tensor in (vector, *inner.network.module.buffers()):
                 torch.distributed.broadcast(tensor, src=0)
-        return inner._replace(vector=vector)
+        return replace(inner, vector=vector)
 
     # The loss.
+
+    @property
+    def images_at_once(self) -> int:
+        """Images in one pass through a network: on a CPU half of what is best for embeddings.
+
+        Gradients with respect to weights go through its caches twice.
+        """
+        height, width = self.images.shape[-2:]
+        return images_at_once(self.device, height, 2 * width, self.max_images)
+
+    @property
+    def groups_together(self) -> bool:
+        """Whether groups share their passes through a network, within ``max_images``.
+
+        On accelerators, which single groups do not keep busy. Weights of each group are a batch of
+        networks, which a CPU computes more slowly than one network after another.
+        """
+        return self.device.type != "cpu"
 
     def grouping_loss(
         self, branch: Branch, batch: GroupedBatch, synthetic: Tensor, state: _Inner
@@ -231,8 +322,8 @@ class DC(Condenser):
             images, _ = _flat(groups, _STATISTICS)
             for norm in norms:
                 norm.train()
-            with torch.no_grad():
-                state.network.scores(state.network.split(state.vector), images.to(synthetic.dtype))
+            with torch.no_grad(), self.forward_precision():
+                state.network.scores(state.parts, images.to(synthetic.dtype))
             for norm in norms:
                 norm.eval()
         return super().grouping_loss(branch, batch, synthetic, state)
@@ -243,45 +334,27 @@ class DC(Condenser):
         """Distance of the gradients on real and on synthetic images, summed over the groups."""
         valid = torch.arange(real.shape[1], device=real.device) < counts.unsqueeze(1)
         weights = valid.to(real.dtype) / counts.unsqueeze(1)
-        with torch.no_grad():
-            real_gradients = self._gradients(state, real, labels, weights)
-        uniform = torch.full_like(synthetic[:, :, 0, 0, 0], 1 / synthetic.shape[1]).detach()
-        synthetic_gradients = self._gradients(state, synthetic, labels, uniform)
-
-        def distance(real: Tensor, synthetic: Tensor) -> Tensor:
-            split = state.network.split
-            return gradient_matching_loss(split(real), split(synthetic), self.metric)
-
-        distances: Tensor = vmap(distance)(real_gradients, synthetic_gradients)
-        return distances.sum()
-
-    def _gradients(self, state: _Inner, images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """Gradient of each group, with the activations of at most ``max_images`` kept.
-
-        (G, N, C, H, W), (G,), (G, N) -> (G, P)
-        """
-        parameters = state.network.split(state.vector)
+        together = len(real) if self.groups_together and state.network.batched else 1
+        most = max(1, self.images_at_once // together)
         # The graph of a gradient that is differentiated again is twice as large.
-        budget = self.max_images // 2 if images.requires_grad else self.max_images
-        each = max(1, budget // len(images))
-        starts = range(0, images.shape[1], each)
-        total = torch.zeros(
-            len(images), state.network.size, dtype=images.dtype, device=images.device
-        )
-        for start in starts:
-            part = slice(start, start + each)
-            of_part = weights[:, part]
-            targets = labels.unsqueeze(1).expand(of_part.shape)
-
-            def gradients(
-                piece: Tensor, targets: Tensor = targets, weights: Tensor = of_part
-            ) -> Tensor:
-                found = state.network.gradients(parameters, piece, targets, weights)
-                return torch.cat([tensor.flatten(1) for tensor in found], dim=1).to(piece.dtype)
-
-            piece = images[:, part]
-            total = total + (recomputed(gradients, piece) if len(starts) > 1 else gradients(piece))
-        return total
+        whole = max(1, self.max_images // 2 // together)
+        known = host_values(counts)
+        total, slopes = torch.zeros((), dtype=real.dtype, device=real.device), []
+        for start in range(0, len(real), together):
+            rows = slice(start, start + together)
+            value, slope = state.architecture.matching(
+                state.parts,
+                real[rows],
+                weights[rows],
+                synthetic[rows],
+                labels[rows],
+                most,
+                whole,
+                None if known is None else int(known[rows].max()),
+            )
+            total += value
+            slopes.append(slope)
+        return carry_gradient(total, [torch.cat(slopes)], [synthetic])
 
     def knobs(self) -> dict[str, Any]:
         """Arguments that may make a diverging run converge, with their values."""
@@ -342,7 +415,7 @@ class DC(Condenser):
                 )
             for ours, theirs in zip(inner.network.module.buffers(), buffers, strict=True):
                 ours.copy_(theirs)
-            networks[branch] = inner._replace(vector=vector.to(inner.vector))
+            networks[branch] = replace(inner, vector=vector.to(inner.vector))
         return networks
 
 

@@ -1,12 +1,13 @@
 """Gradients that are computed in pieces: beforehand, or a second time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["carry_gradient", "recomputed"]
+__all__ = ["Draws", "carry_gradient", "recomputed"]
 
 
 class _CarriedGradient(torch.autograd.Function):
@@ -40,13 +41,43 @@ def carry_gradient(value: Tensor, gradients: Sequence[Tensor], tensors: Sequence
     return carried
 
 
+class Draws:
+    """What PyTorch's global generators will draw next, to be drawn a second time.
+
+    For what is computed again and contains dropout.
+
+    Args:
+        device: where it is drawn, besides the CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        on_device = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
+        self._generators = [torch.default_generator, *on_device]
+        self._states = self._now()
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw the same inside, and go on behind as if nothing had been drawn."""
+        before = self._now()
+        self._set(self._states)
+        yield
+        self._set(before)
+
+    def _now(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self._generators]
+
+    def _set(self, states: Sequence[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
+
+
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
         ctx.function = function
         device = tensor.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        ctx.generators = [generator.get_state() for generator in _generators(tensor.device)]
+        ctx.draws = Draws(tensor.device)
         ctx.save_for_backward(tensor)
         return function(tensor)
 
@@ -54,26 +85,11 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, Tensor]:
         device, dtype, enabled = ctx.autocast
         (tensor,) = ctx.saved_tensors
-        generators = _generators(tensor.device)
-        before = [generator.get_state() for generator in generators]
-        _set_states(generators, ctx.generators)
         # Backward of another device runs in a thread of its own, which knows of no autocast.
-        with torch.enable_grad(), torch.autocast(device, dtype, enabled):
+        with torch.enable_grad(), torch.autocast(device, dtype, enabled), ctx.draws.again():
             leaf = tensor.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(ctx.function(leaf), leaf, upstream)
-        _set_states(generators, before)
         return None, gradient
-
-
-def _generators(device: torch.device) -> list[torch.Generator]:
-    """The global generators that work on ``device`` may draw from, for dropout."""
-    on_device = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
-    return [torch.default_generator, *on_device]
-
-
-def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
 
 
 def recomputed(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

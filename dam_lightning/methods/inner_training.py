@@ -1,14 +1,31 @@
 """Training of a network on a few images, inside a condensation step, without a data loader."""
 
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from dam_lightning.functional import augment, augmentation_parameters
-from dam_lightning.methods.flat_network import FlatNetwork
+from dam_lightning.functional import AugmentationParameters, augment, augmentation_parameters
+from dam_lightning.methods.network_gradients import NetworkGradients
 from dam_lightning.randomness import numpy_generator
 
 __all__ = ["InnerTraining"]
+
+
+class _Batch(NamedTuple):
+    """One step's draws, on the device of the images.
+
+    Attributes:
+        indices: (N,) int64.
+        augmentation: of each image, (1, N, ...), or None.
+        valid: leading images that count; the others fill the batch up.
+    """
+
+    indices: Tensor
+    augmentation: AugmentationParameters | None
+    valid: int
 
 
 class InnerTraining:
@@ -34,47 +51,83 @@ class InnerTraining:
 
     def train(
         self,
-        network: FlatNetwork,
+        gradients: NetworkGradients,
         vector: Tensor,
         images: Tensor,
         labels: Tensor,
         stream: str,
         step: int,
+        most: int | None = None,
+        augment: Callable[[Tensor, AugmentationParameters], Tensor] = augment,
     ) -> Tensor:
         """Train.
 
         Args:
-            network: in the mode it is to be trained in; buffers of normalisations are updated.
+            gradients: of the network, which is in the mode it is to be trained in; buffers of
+                normalisations are updated.
             vector: parameters to begin with, (P,).
             images: (N, C, H, W), normalised.
             labels: (N,) int64.
             stream: what the draws are for; with ``step`` their key.
             step: of the optimisation.
+            most: images in one pass; None: a batch. Networks that are not plain, see
+                `FlatNetwork.is_plain`, take a batch in any case.
+            augment: as `dam_lightning.functional.augment`.
 
         Returns:
             The trained parameters, (P,).
         """
-        parameters = [p.detach().clone().requires_grad_() for p in network.split(vector)]
+        parts = gradients.parts(vector.detach())
+        largest = min(self._batch_size, len(images))
+        most = most if most and gradients.is_plain else largest
+        # A smaller last batch is filled up to the size of a piece, to be compiled for no other.
+        least = min(most, largest) if gradients.compiles else 0
+        with torch.no_grad():
+            for indices, augmentation, count in self._batches(images, stream, step, least):
+                batch = images[indices].unsqueeze(0)
+                if augmentation is not None:
+                    batch = augment(batch, augmentation)
+                rows = torch.arange(len(indices), device=images.device).unsqueeze(0)
+                weights = (rows < count).to(images.dtype) / count
+                targets = labels[indices].unsqueeze(0)
+                found = gradients.summed(parts, batch, targets, weights, most)
+                parts = [
+                    torch.sub(part, gradient[0], alpha=self._lr)
+                    for part, gradient in zip(parts, found, strict=True)
+                ]
+                # Autocast keeps casts of the parameters, which are others now.
+                torch.clear_autocast_cache()
+        return gradients.vector(parts)
+
+    def _batches(self, like: Tensor, stream: str, step: int, least: int) -> Iterator[_Batch]:
+        """All steps, filled up to ``least`` images, for N images ``like`` (N, C, H, W)."""
+        orders, counts, operations, uniforms = [], [], [], []
         for epoch in range(self.epochs):
             generator = numpy_generator(self._seed, stream, step, epoch)
-            order = torch.from_numpy(generator.permutation(len(images)))
+            order = torch.from_numpy(generator.permutation(len(like)))
             for chosen in torch.split(order, self._batch_size):
-                batch = images[chosen.to(images.device, non_blocking=True)]
+                rows = torch.arange(max(len(chosen), least)).remainder(len(chosen))
+                orders.append(chosen[rows])
+                counts.append(len(chosen))
                 if self._operations:
-                    operation = torch.tensor([int(generator.choice(self._operations))])
-                    uniforms = torch.from_numpy(generator.random((1, len(chosen), 3)))
-                    height, width = batch.shape[-2:]
-                    drawn = augmentation_parameters(operation, uniforms, (height, width))
-                    drawn = drawn.to(batch, non_blocking=True)
-                    batch = augment(batch.unsqueeze(0), drawn).squeeze(0)
-                loss = F.cross_entropy(
-                    network.scores(parameters, batch),
-                    labels[chosen.to(labels.device, non_blocking=True)],
-                )
-                gradients = torch.autograd.grad(loss, parameters)
-                with torch.no_grad():
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.sub_(gradient, alpha=self._lr)
-                # Autocast may keep casts of the parameters, which know of no update in place.
-                torch.clear_autocast_cache()
-        return torch.cat([parameter.detach().flatten() for parameter in parameters])
+                    operations.append(int(generator.choice(self._operations)))
+                    uniforms.append(torch.from_numpy(generator.random((len(chosen), 3)))[rows])
+        if not orders:
+            return
+        sizes = [len(order) for order in orders]
+        # One copy to the device for the whole training.
+        indices = torch.split(torch.cat(orders).to(like.device, non_blocking=True), sizes)
+        if not self._operations:
+            yield from (
+                _Batch(own, None, count) for own, count in zip(indices, counts, strict=True)
+            )
+            return
+        height, width = like.shape[-2:]
+        parameters = augmentation_parameters(
+            torch.from_numpy(np.repeat(operations, sizes)),
+            torch.cat(uniforms),
+            (height, width),
+        ).to(like, non_blocking=True)
+        split = zip(*(torch.split(t.unsqueeze(0), sizes, 1) for t in parameters), strict=True)
+        for own, drawn, count in zip(indices, split, counts, strict=True):
+            yield _Batch(own, AugmentationParameters(*drawn), count)

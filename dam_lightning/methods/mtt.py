@@ -17,10 +17,13 @@ from dam_lightning.methods.draws import dealt_out
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertOptions, ExpertRecipe
 from dam_lightning.methods.expert_set import ExpertSet
 from dam_lightning.methods.gradients import carry_gradient
-from dam_lightning.methods.student import Student, inner_batches
+from dam_lightning.methods.student import InnerBatch, Student, inner_batches
 from dam_lightning.randomness import numpy_generator
 
 __all__ = ["MTT"]
+
+_KEPT_PIXELS = 512 * 32 * 32
+"""Pixels of images whose graph is kept: 0.5 GB with a compiled ConvNet, 2.5 GB with another."""
 
 
 class _Passage(NamedTuple):
@@ -64,11 +67,13 @@ class MTT(Condenser):
         domain_start: whether the domain student starts after the ``"same"`` epoch as the other, or
             after one of its ``"own"``.
         domain_step_size: whether the domain student has a ``"separate"`` step size or shares it.
-        adjoint: constant memory, whatever ``student_steps`` is, for a third more work; False keeps
-            the graph of all steps. The gradient is the same.
+        adjoint: constant memory, whatever ``student_steps`` is, for up to a third more work; False
+            keeps the graph of all steps. The gradient is the same. None: an adjoint where the
+            images of all steps are more than ``max_images``, or, if that is not given either, than
+            512 of 32x32 pixels; and where steps are compiled for an accelerator.
         max_loss: as in `Condenser`. The loss is 1 where the student stays where it started.
         recipe: as in `Condenser`, but the step size is the one that was learned unless given.
-        **options: of `Condenser`. Its ``max_images`` bounds the images in memory with ``adjoint``.
+        **options: of `Condenser`.
 
     Attributes:
         step_size: parameter, the student's step size.
@@ -98,7 +103,7 @@ class MTT(Condenser):
         experts_per_step: int = 1,
         domain_start: Literal["same", "own"] = "same",
         domain_step_size: Literal["separate", "shared"] = "separate",
-        adjoint: bool = True,
+        adjoint: bool | None = None,
         max_loss: float | None = 100.0,
         recipe: RecipeOptions | None = None,
         **options: Any,
@@ -148,6 +153,7 @@ class MTT(Condenser):
         for branch, asked in self._expert_options.items():
             self._check_experts(branch, asked)
         self._experts: dict[Branch, ExpertSet] = {}
+        self._students: dict[Branch, Student] = {}
         self.step_size = nn.Parameter(torch.tensor(initial_step_size))
         self.step_size_domain = None
         if weighted is not None and domain_step_size == "separate":
@@ -202,6 +208,8 @@ class MTT(Condenser):
                 ones or damaged files, or the backbone has batch normalisation.
         """
         super().setup(stage)
+        # As in Condenser: compiled anew.
+        self._students = {}
         if stage != "fit":
             return
         self._experts = {"class": self._expert_set("class", None)}
@@ -285,7 +293,6 @@ class MTT(Condenser):
         if branch == "domain" and self.step_size_domain is not None:
             step_size = self.step_size_domain
         experts = self._experts[branch]
-        student = Student(experts.network, self.max_images, self.adjoint)
         value = torch.zeros((), device=pool.device, dtype=pool.dtype)
         of_pool, of_step_size = torch.zeros_like(pool), torch.zeros_like(step_size)
         rank, world_size = self._rank_and_world_size
@@ -301,13 +308,15 @@ class MTT(Condenser):
                 self._operations,
                 pool,
             )
-            result = student.match(
-                pool,
-                labels,
-                batches,
-                step_size,
-                *(to_device(end, pool.device).to(pool.dtype) for end in way),
-            )
+            with self.forward_precision():
+                result = self._student(branch).match(
+                    pool,
+                    labels,
+                    batches,
+                    step_size,
+                    *(to_device(end, pool.device).to(pool.dtype) for end in way),
+                    adjoint=self._needs_adjoint(batches),
+                )
             value += result.loss
             of_pool += result.images
             of_step_size += result.step_size
@@ -318,6 +327,22 @@ class MTT(Condenser):
             [of_pool.view_as(synthetic) * share, of_step_size * share],
             [synthetic, step_size],
         )
+
+    def _student(self, branch: Branch) -> Student:
+        """The one student of a branch, which is compiled once."""
+        if branch not in self._students:
+            self._students[branch] = Student(
+                self._experts[branch].network, self.images_at_once, self.compiles
+            )
+        return self._students[branch]
+
+    def _needs_adjoint(self, batches: Sequence[InnerBatch]) -> bool:
+        if self.adjoint is not None:
+            return self.adjoint
+        if self.compiles and self.device.type != "cpu":
+            return True
+        most = self._max_images or _KEPT_PIXELS // self.images.shape[-2:].numel()
+        return sum(len(batch.indices) for batch in batches) > most
 
     # What is learned, and what comes out.
 

@@ -4,27 +4,29 @@ Cazenavette et al., Dataset Distillation by Matching Training Trajectories (CVPR
 ``distill.py`` of GeorgeCazenavette/mtt-distillation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad, grad_and_value, jvp
 
+from dam_lightning.compilation import Compiled
+from dam_lightning.data.resident import to_device
+from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import (
     AugmentationParameters,
     augment,
     augmentation_parameters,
     trajectory_matching_loss,
 )
-from dam_lightning.methods.flat_network import FlatNetwork
 
 __all__ = ["InnerBatch", "Student", "StudentResult", "inner_batches"]
 
 
 class InnerBatch(NamedTuple):
-    """What the student sees in one of its steps.
+    """What the student sees in one of its steps, or a piece of it.
 
     Attributes:
         indices: (N,) int64 into the pool of synthetic images, on the device of the images.
@@ -34,14 +36,10 @@ class InnerBatch(NamedTuple):
     indices: Tensor
     augmentation: AugmentationParameters | None
 
-    def augmented(self, images: Tensor) -> Tensor:
-        """The images of this batch, (N, C, H, W), as the student sees them."""
-        if self.augmentation is None:
-            return images
-        return augment(images, self.augmentation)
-
-    def split(self, size: int) -> Iterator["InnerBatch"]:
-        """The same batch in pieces of at most ``size`` images."""
+    def split(self, most: int) -> Iterator["InnerBatch"]:
+        """The same batch in pieces of at most ``most`` images, as equal as possible."""
+        count = -(-len(self.indices) // most)
+        size = -(-len(self.indices) // count)
         for start in range(0, len(self.indices), size):
             part = slice(start, start + size)
             drawn = self.augmentation
@@ -77,7 +75,7 @@ def inner_batches(
         chosen += torch.split(order, batch_size)
     sizes = [len(indices) for indices in chosen[:steps]]
     # One copy to the device for all batches.
-    indices = torch.split(torch.cat(chosen[:steps]).to(like.device, non_blocking=True), sizes)
+    indices = torch.split(to_device(torch.cat(chosen[:steps]), like.device), sizes)
     if not operations:
         return [InnerBatch(batch, None) for batch in indices]
     drawn_operations, uniforms = [], []
@@ -89,8 +87,10 @@ def inner_batches(
         torch.tensor(drawn_operations).repeat_interleave(torch.tensor(sizes)),
         torch.cat(uniforms),
         (height, width),
-    ).to(like, non_blocking=True)
-    split = zip(*(torch.split(tensor, sizes) for tensor in parameters), strict=True)
+    ).to(like.dtype)
+    split = zip(
+        *(torch.split(to_device(tensor, like.device), sizes) for tensor in parameters), strict=True
+    )
     return [
         InnerBatch(batch, AugmentationParameters(*drawn))
         for batch, drawn in zip(indices, split, strict=True)
@@ -115,17 +115,26 @@ class Student:
     """Trains on synthetic images, and differentiates how far it ends from where an expert ended.
 
     Args:
-        network: its architecture.
-        max_images: images whose activations may be in memory together, with ``adjoint``.
-        adjoint: keep the student's parameters of all steps and walk back with the graph of one step
-            at a time: memory does not grow with the steps, for a third more work. Else the graph
-            of all steps is kept. The gradients are the same.
+        network: its architecture, one for which `FlatNetwork.is_plain`.
+        images_at_once: images in one pass through the network.
+        compile: compile the work of a step.
     """
 
-    def __init__(self, network: FlatNetwork, max_images: int, adjoint: bool) -> None:
+    def __init__(self, network: FlatNetwork, images_at_once: int, compile: bool) -> None:
         self._network = network
-        self._max_images = max_images
-        self._adjoint = adjoint
+        self._images_at_once = images_at_once
+        # What is differentiated keeps little: a CPU waits longer for memory than for norms and
+        # activations that are computed again.
+        self._gradient = Compiled(
+            self._gradient_of, "the student's step", enabled=compile, recompute=True
+        )
+        # Eager, forwards takes more operations, and PyTorch knows not for all networks how.
+        forwards = compile and network.batched
+        self._slopes = Compiled(
+            self.slopes_forwards if forwards else self.slopes,
+            "the gradient through the student's step",
+            enabled=compile,
+        )
 
     def match(
         self,
@@ -135,6 +144,8 @@ class Student:
         step_size: Tensor,
         start: Tensor,
         target: Tensor,
+        *,
+        adjoint: bool,
     ) -> StudentResult:
         """Train from ``start``, and compare with ``target``.
 
@@ -145,11 +156,14 @@ class Student:
             step_size: of the student's SGD, a scalar.
             start: the expert's parameters from which the student starts.
             target: the expert's parameters some epochs later.
+            adjoint: keep the student's parameters of all steps and walk back, with the graph of one
+                piece of one step at a time: memory does not grow with the steps, for more work.
+                Else the graph of all steps is kept. The gradients are the same.
         """
-        way = self._by_adjoint if self._adjoint else self._by_unroll
+        way = self._by_adjoint if adjoint else self._by_graph
         return way(pool.detach(), labels, batches, step_size.detach(), start, target)
 
-    def _by_unroll(
+    def _by_graph(
         self,
         pool: Tensor,
         labels: Tensor,
@@ -158,14 +172,31 @@ class Student:
         start: Tensor,
         target: Tensor,
     ) -> StudentResult:
-        """The graph of everything."""
-        pool, step_size = pool.requires_grad_(), step_size.requires_grad_()
-        student = start
+        """With the graph of everything."""
+        gradient: Callable[..., Tensor] = self._gradient
+        if pool.device.type != "cpu":
+            # A compiled function would be captured once for each step, with memory of its own.
+            gradient = self._gradient_of
+        step_size = step_size.requires_grad_()
+        # The first step is compiled like the others, whose parameters have a graph.
+        student = start.detach().requires_grad_()
+        pieces: list[InnerBatch] = []
+        leaves: list[Tensor] = []
         for batch in batches:
-            images, targets = batch.augmented(pool[batch.indices]), labels[batch.indices]
-            student = student - step_size * self._network.vector_gradient(student, images, targets)
+            change = torch.zeros_like(start)
+            for piece in batch.split(self._images_at_once):
+                pieces.append(piece)
+                leaves.append(pool[piece.indices].requires_grad_())
+                change = change + gradient(
+                    student, leaves[-1], *_rest(piece, batch, labels, pool.dtype)
+                )
+            student = student - step_size * change
         loss = trajectory_matching_loss(student, start, target)
-        return StudentResult(loss.detach(), *torch.autograd.grad(loss, (pool, step_size)))
+        of_step_size, *found = torch.autograd.grad(loss, [step_size, *leaves])
+        of_pool = torch.zeros_like(pool)
+        for piece, of_chosen in zip(pieces, found, strict=True):
+            _add(of_pool, piece, of_chosen)
+        return StudentResult(loss.detach(), of_pool, of_step_size)
 
     def _by_adjoint(
         self,
@@ -176,7 +207,7 @@ class Student:
         start: Tensor,
         target: Tensor,
     ) -> StudentResult:
-        """With the graph of one step at a time.
+        """With the graph of one piece at a time.
 
         With a step ``s' = s - a g(s, x)`` and the loss' gradient ``v'`` with respect to ``s'``, the
         gradients are ``v = v' - a d(g.v')/ds``, ``-a d(g.v')/dx`` and ``-g.v'`` for ``a``.
@@ -185,46 +216,123 @@ class Student:
         with torch.no_grad():
             for batch in batches:
                 gradient = torch.zeros_like(start)
-                for piece in batch.split(self._max_images):
-                    images = piece.augmented(pool[piece.indices])
-                    gradient += self._network.vector_gradient(
-                        students[-1], images, labels[piece.indices], _weights(piece, batch, pool)
-                    )
+                for piece in batch.split(self._images_at_once):
+                    rest = _rest(piece, batch, labels, pool.dtype)
+                    gradient += self._gradient(students[-1], pool[piece.indices], *rest)
                 students.append(students[-1] - step_size * gradient)
         # Named apart from the student's gradient: this is how the loss changes with the student.
         adjoint, loss = grad_and_value(trajectory_matching_loss)(students.pop(), start, target)
         of_pool, of_step_size = torch.zeros_like(pool), torch.zeros_like(step_size)
         for batch in reversed(batches):
             student, change = students.pop(), torch.zeros_like(adjoint)
-            for piece in batch.split(self._max_images):
-                targets, weights = labels[piece.indices], _weights(piece, batch, pool)
-                chosen = pool[piece.indices].requires_grad_()
-                images = piece.augmented(chosen)
-
-                def along(
-                    student: Tensor,
-                    images: Tensor,
-                    targets: Tensor = targets,
-                    weights: Tensor = weights,
-                    adjoint: Tensor = adjoint,
-                ) -> Tensor:
-                    gradient = self._network.vector_gradient(student, images, targets, weights)
-                    # Not a matrix product, which autocast would round to bfloat16.
-                    return (gradient * adjoint).sum()
-
-                (of_student, of_images), slope = grad_and_value(along, argnums=(0, 1))(
-                    student, images.detach()
-                )
-                (of_chosen,) = torch.autograd.grad(images, chosen, of_images)
-                # No index is there twice, so nothing depends on an order of additions.
-                of_pool.index_add_(0, piece.indices, -step_size * of_chosen)
+            for piece in batch.split(self._images_at_once):
+                rest = _rest(piece, batch, labels, pool.dtype)
+                with torch.no_grad():
+                    of_student, of_chosen, slope = self._slopes(
+                        student, pool[piece.indices], *rest, adjoint
+                    )
+                _add(of_pool, piece, -step_size * of_chosen)
                 of_step_size -= slope
                 change += of_student
             adjoint = adjoint - step_size * change
         return StudentResult(loss, of_pool, of_step_size)
 
+    # What is compiled.
 
-def _weights(piece: InnerBatch, batch: InnerBatch, like: Tensor) -> Tensor:
-    """Of each image of a piece, its share in the mean over the batch: (N,)."""
+    def _loss(
+        self,
+        vector: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        drawn: AugmentationParameters | None,
+    ) -> Tensor:
+        if drawn is not None:
+            images = augment(images, drawn)
+        if torch.compiler.is_compiling():
+            # As convolutions are compiled; what is kept of a step need not be turned then.
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self._network.loss([vector], images, labels, weights)
+
+    def _gradient_of(
+        self,
+        vector: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        drawn: AugmentationParameters | None,
+    ) -> Tensor:
+        """Gradient of a piece's share in the loss of a step, (P,)."""
+        gradient: Tensor = grad(self._loss)(vector, images, labels, weights, drawn)
+        return gradient
+
+    def slopes(
+        self,
+        vector: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        drawn: AugmentationParameters | None,
+        direction: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """How the slope of a piece's loss along a direction changes.
+
+        Args:
+            vector: the student's parameters, (P,).
+            images: (N, C, H, W), before augmentation.
+            labels: (N,) int64.
+            weights: (N,), shares in the loss.
+            drawn: augmentation of each image, or None.
+            direction: (P,).
+
+        Returns:
+            Gradients of the slope with respect to the parameters, (P,), and to the images; and the
+            slope itself, a scalar.
+        """
+
+        def along(vector: Tensor, images: Tensor) -> Tensor:
+            gradient = self._gradient_of(vector, images, labels, weights, drawn)
+            # Not a matrix product, which autocast would round to bfloat16.
+            return (gradient * direction).sum()
+
+        (of_vector, of_images), slope = grad_and_value(along, argnums=(0, 1))(vector, images)
+        return of_vector, of_images, slope
+
+    def slopes_forwards(
+        self,
+        vector: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        drawn: AugmentationParameters | None,
+        direction: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as `slopes`, with the slope from a forward pass.
+
+        It takes 8 convolutions where that takes 9, all of the usual kind; for the second derivative
+        of a convolution's gradient PyTorch uses kernels as large as images.
+        """
+
+        def along(vector: Tensor, images: Tensor) -> Tensor:
+            def loss(vector: Tensor) -> Tensor:
+                return self._loss(vector, images, labels, weights, drawn)
+
+            slope: Tensor = jvp(loss, (vector,), (direction,))[1]
+            return slope
+
+        (of_vector, of_images), slope = grad_and_value(along, argnums=(0, 1))(vector, images)
+        return of_vector, of_images, slope
+
+
+def _rest(
+    piece: InnerBatch, batch: InnerBatch, labels: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, AugmentationParameters | None]:
+    """Labels of a piece, (N,); of each image its share in the mean over the batch, (N,); draws."""
     share = 1 / len(batch.indices)
-    return torch.full((len(piece.indices),), share, dtype=like.dtype, device=like.device)
+    weights = torch.full((len(piece.indices),), share, dtype=dtype, device=labels.device)
+    return labels[piece.indices], weights, piece.augmentation
+
+
+def _add(of_pool: Tensor, piece: InnerBatch, of_chosen: Tensor) -> None:
+    # No index is there twice, so nothing depends on an order of additions.
+    of_pool.index_add_(0, piece.indices, of_chosen)

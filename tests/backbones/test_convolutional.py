@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dam_lightning.backbones import VGG11, AlexNet, Backbone, ResNet18, build_backbone
+from dam_lightning.backbones.group_norm import GroupNorm
 from dam_lightning.backbones.layer_norm import LayerNorm
 from tests.backbones import plain
 
@@ -90,9 +91,9 @@ def test_every_norm(network_class: type[Any], options: dict[str, Any], norm: str
     images = pictures(3, 3, 33, 34).float()
     assert isinstance(network, Backbone)
     network(images)  # statistics of batch norm
-    kinds = {type(m) for m in network.modules()} & {nn.GroupNorm, LayerNorm, nn.BatchNorm2d}
+    kinds = {type(m) for m in network.modules()} & {GroupNorm, LayerNorm, nn.BatchNorm2d}
     expected = {"layernorm": LayerNorm, "batchnorm": nn.BatchNorm2d, "none": None}
-    assert kinds == {expected.get(norm, nn.GroupNorm)} - {None}
+    assert kinds == {expected.get(norm, GroupNorm)} - {None}
     network.eval()
     assert torch.equal(network(images), network(images))
     assert torch.equal(network(images), network.classifier(network.features(images)))

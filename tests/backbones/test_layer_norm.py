@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dam_lightning.backbones import ConvNet, ResNet18
 from dam_lightning.backbones.layer_norm import LayerNorm
-from dam_lightning.methods.flat_network import FlatNetwork
+from dam_lightning.flat_network import FlatNetwork
 from tests.backbones.plain import randomised
 
 

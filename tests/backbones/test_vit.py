@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dam_lightning.backbones import ViTSmall, ViTTiny, build_backbone
-from dam_lightning.methods.flat_network import FlatNetwork
+from dam_lightning.flat_network import FlatNetwork
 from tests.backbones import plain
 from tests.reference.convnet import copy_parameters
 

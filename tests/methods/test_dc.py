@@ -1,6 +1,7 @@
 """DC: equal to the plain loop, to itself whatever the circumstances, and what it refuses."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from dam_lightning.callbacks import LastCheckpoint
 from dam_lightning.data import GroupedBatch, Split
 from dam_lightning.functional import DSA, OPERATIONS, strategy_operations
 from dam_lightning.methods import dc as package
-from dam_lightning.methods.flat_network import FlatNetwork
-from dam_lightning.methods.gradients import recomputed
+from dam_lightning.methods.gradient_matching import GradientMatching
 from dam_lightning.methods.inner_training import InnerTraining
+from dam_lightning.methods.network_gradients import NetworkGradients
 from dam_lightning.randomness import numpy_generator
 from tests.reference import augmentation, convnet, dc
 from tests.reference.dm import Augmentation, StepResult, domain_views
@@ -97,7 +98,8 @@ def plain_network(
 ) -> convnet.ConvNet:
     options: dict[str, Any] = {**NETWORK, **module.backbone_args}
     norm = {"instancenorm": "instance", "batchnorm": "batch"}[options.get("norm", "instancenorm")]
-    plain = convnet.ConvNet(3, outputs or NUM_CLASSES, 4, 2, SHAPE[1:], norm)
+    width, depth = options["width"], options["depth"]
+    plain = convnet.ConvNet(3, outputs or NUM_CLASSES, width, depth, SHAPE[1:], norm)
     convnet.copy_parameters(module.fresh_network(iteration, stream, outputs), plain)
     return plain
 
@@ -134,18 +136,18 @@ def shared(module: DC, branch: str, step: int, groups: int) -> list[Augmentation
 
 
 def inner_draws(
-    module: DC, branch: str, step: int, count: int, epochs: int = 2, batch: int = 4
+    module: DC, branch: str, step: int, count: int
 ) -> tuple[list[Tensor], Augment | None]:
     """Orders and augmentation of the training that comes before ``step``."""
     orders, chosen = [], []
-    for epoch in range(epochs):
+    for epoch in range(2):
         generator = numpy_generator(module.seed, f"inner/{branch}", step, epoch)
         orders.append(torch.from_numpy(generator.permutation(count)))
         if module.augmentation is not None:
             chosen.append(
                 [
                     (operation(module, generator), generator.random((len(part), 3)).tolist())
-                    for part in orders[-1].split(batch)
+                    for part in orders[-1].split(module.hparams["batch_train"])
                 ]
             )
 
@@ -200,7 +202,7 @@ def plain_loop(
             module.lr_images,
             0.3,
             lr_masks=module.lr_masks,
-            batch_train=4,
+            batch_train=module.hparams["batch_train"],
             metric=module.metric,
             images_buffer=buffers[0],
             logits_buffer=buffers[1],
@@ -270,13 +272,24 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+WAYS = [(4, False), (4096, True)]
+"""Budgets, and whether groups share their passes."""
+
+
 @pytest.mark.parametrize(
-    ("case", "max_images"),
-    [(case, size) for case in CASES for size in ((1, 4, 13, 4096) if case == "dam" else (4, 4096))],
+    ("case", "max_images", "together"),
+    [
+        (case, *way)
+        for case in CASES
+        for way in (WAYS if case != "dam" else [*WAYS, (1, True), (13, True), (4096, False)])
+    ],
 )
 @pytest.mark.usefixtures("double")
-def test_two_steps_with_training_between(tmp_path: Path, case: str, max_images: int) -> None:
+def test_two_steps_with_training_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, max_images: int, together: bool
+) -> None:
     """Cut into single images, pieces of groups and pieces of several groups, or not at all."""
+    monkeypatch.setattr(DC, "groups_together", together)
     module = built(max_images=max_images, lr_images=0.2, lr_masks=0.3, **CASES[case])
     data = small_data(tmp_path, 0 if module.dam is None else module.dam.num_domains)
     assert data.grouped_batch(0).classes.counts.tolist() == [4, 6, 6]
@@ -293,6 +306,34 @@ def test_two_steps_with_training_between(tmp_path: Path, case: str, max_images: 
     assert abs(float(second.loss_class / ours[1].loss_class) - 1) > 1e-4
     if module.dam is not None:
         assert abs(float(second.loss_domain / ours[1].loss_domain) - 1) > 1e-4
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.usefixtures("double")
+def test_two_compiled_steps_with_training_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """Nothing is compiled again for the networks of the next outer loop."""
+    monkeypatch.setattr("dam_lightning.compilation.rank_zero_warn", pytest.fail)
+    monkeypatch.setattr(DC, "groups_together", together)
+    module = built(
+        dam=None if together else {**DAM, "num_domains": 2},
+        compile=True,
+        outer_loop=2,
+        batch_train=6,
+        lr_images=0.2,
+        backbone_args={"width": 4, "depth": 1},
+    )
+    data = small_data(tmp_path, 2)
+    theirs, end = plain_loop(module, data, 4)
+    compiled: list[str] = []
+    monkeypatch.setattr("dam_lightning.compilation.rank_zero_info", compiled.append)
+    assert_steps_close(stepped(module, data, 4), theirs)
+    assert_close(module.images, end.images)
+    # Of real images, which the training has as many of, and the matching; for each network.
+    assert len([line for line in compiled if line.startswith("Compiled ")]) == (
+        3 if together else 4
+    )
 
 
 @pytest.mark.parametrize("dam", [None, DAM], ids=["plain", "dam"])
@@ -463,36 +504,41 @@ def assert_slopes(module: DC, data: SmallData) -> None:
             assert float(ends[0] - ends[1]) / 2 == pytest.approx(slope, rel=1e-5)
 
 
-@pytest.mark.usefixtures("double")
+def budgets(module: DC, data: SmallData, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Most images in one gradient during a step, and in one gradient of a gradient."""
+    sizes: dict[str, int] = {"first": 0, "second": 0}
+
+    def counting(kind: str, original: Any) -> Any:
+        def call(self: Any, parts: Any, *arguments: Any) -> Any:
+            images = arguments[0].images if kind == "first" else arguments[1]
+            sizes[kind] = max(sizes[kind], images.shape[0] * images.shape[1])
+            return original(self, parts, *arguments)
+
+        return call
+
+    for cls, name, kind in (
+        (NetworkGradients, "__call__", "first"),
+        (GradientMatching, "_matched", "second"),
+        (GradientMatching, "_along", "second"),
+    ):
+        monkeypatch.setattr(cls, name, counting(kind, getattr(cls, name)))
+    stepped(module, data, 1)
+    return sizes["first"], sizes["second"]
+
+
+@pytest.mark.parametrize("together", [False, True])
 def test_activations_stay_within_the_budget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    """Gradients are of max_images at most; those of pieces are computed again, not kept."""
-    sizes: list[int] = []
-    again: list[int] = []
-    original = FlatNetwork.gradients
-
-    def counting(
-        self: FlatNetwork, parameters: Any, images: Tensor, labels: Tensor, weights: Tensor
-    ) -> Any:
-        sizes.append(images.shape[0] * images.shape[1])
-        return original(self, parameters, images, labels, weights)
-
-    def noting(function: Any, tensor: Tensor) -> Tensor:
-        again.append(tensor.shape[1])
-        return recomputed(function, tensor)
-
-    monkeypatch.setattr(FlatNetwork, "gradients", counting)
-    monkeypatch.setattr(package, "recomputed", noting)
+    """Groups of 6 real images, of 4 images and 12 views, whose graph is twice as large."""
     data = small_data(tmp_path, 4)
-    for max_images, most in ((5, 5), (13, 12)):
-        sizes.clear()
-        again.clear()
-        stepped(built(ipc=4, dam=DAM, max_images=max_images), data, 1)
-        assert max(sizes) == most
-        # Groups of 6 real images are cut, or not; those of 4 images and 12 views at half of it.
-        assert again.count(5) == (3 + 4 if max_images == 5 else 0)
-        assert again.count(max_images // 2) == (2 * 3 + 6 * 4 if max_images == 5 else 2 * 4)
+    monkeypatch.setattr(DC, "groups_together", together)
+    # Pieces of one size: 6 images are two of three, not of five and one.
+    expected = {5: (3, 2), 13: (12, 6), 40: (18, 18)} if together else {5: (3, 2), 13: (6, 6)}
+    for max_images, sizes in expected.items():
+        with monkeypatch.context() as patch:
+            module = built(ipc=4, dam=DAM, max_images=max_images)
+            assert budgets(module, data, patch) == sizes
 
 
 # The same bits.
@@ -646,7 +692,7 @@ class Straying(DC):
 
     def _trained(self, branch: Any, inner: Any, batch: GroupedBatch) -> Any:
         if self.global_rank:
-            inner = inner._replace(vector=inner.vector + 0.01)
+            inner = replace(inner, vector=inner.vector + 0.01)
         return super()._trained(branch, inner, batch)
 
 
@@ -693,12 +739,13 @@ class Recorder(InnerTraining):
 
     def train(
         self,
-        network: FlatNetwork,
+        gradients: NetworkGradients,
         vector: Tensor,
         images: Tensor,
         labels: Tensor,
         stream: str,
         step: int,
+        *_: Any,
     ) -> Tensor:
         self.calls.append((self.made, images.clone(), labels, stream, step))
         return vector

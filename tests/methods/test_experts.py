@@ -14,15 +14,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dam_lightning import MTT, Experts
+import dam_lightning.functional.augmentation
+from dam_lightning import MTT, Experts, pieces
 from dam_lightning.backbones import ConvNet, build_backbone
 from dam_lightning.data import Split
 from dam_lightning.functional import DSA, OPERATIONS, rank_groups, strategy_operations, whiten
+from dam_lightning.methods import expert_set, expert_training
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
 from dam_lightning.methods.expert_store import ExpertStore
 from dam_lightning.methods.expert_training import train_experts
 from dam_lightning.methods.stability import DivergenceError
 from dam_lightning.randomness import numpy_generator, torch_generator
+from tests.no_sync import SyncCounter
 from tests.reference import augmentation, convnet, experts
 from tests.tiny import CLASS_SIZES, TinyData, tiny_data, tiny_trainer
 
@@ -50,7 +53,7 @@ def trained(
     folder: Path,
     numbers: Any = range(3),
     epochs: int = 2,
-    max_images: int = BATCH,
+    max_images: int | None = BATCH,
     num_domains: int | None = None,
     data: Mapping[str, Any] | None = None,
     **recipe: Any,
@@ -123,6 +126,71 @@ def test_the_budget_sets_how_many_are_trained_together(
     data, recipe = make_data(tmp_path), make_recipe()
     work = train_experts(make_store(data, recipe), data, recipe, range(3), 1, most)
     assert [len(done.numbers) for done in work] == blocks
+
+
+@pytest.mark.parametrize("most", [None, 1000], ids=["alone", "together"])
+def test_the_host_never_waits_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int | None
+) -> None:
+    """Only between epochs, when parameters are kept."""
+    # Looks at parameters only where they are on the host.
+    monkeypatch.setattr(dam_lightning.functional.augmentation, "_is_needed", lambda *_: True)
+    counter, epochs, original = SyncCounter(), [], expert_training.train_epoch
+
+    def counted(*arguments: Any) -> Any:
+        epochs.append(arguments[-1])
+        with counter:
+            return original(*arguments)
+
+    monkeypatch.setattr(expert_training, "train_epoch", counted)
+    trained(tmp_path, max_images=most)
+    assert epochs == ([1, 2] * 3 if most is None else [1, 2])
+    assert not counter.counts
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_pieces_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Batches of 10, and a last one of 3, in pieces of 4."""
+    options: dict[str, Any] = {"max_images": None, "precision": precision}
+    whole = trained(tmp_path / "whole", **options)
+    monkeypatch.setattr(pieces, "_PIXELS_IN_CACHE", 4 * 16 * 16)
+    for found, wanted in zip(trained(tmp_path / "pieces", **options), whole, strict=True):
+        torch.testing.assert_close(
+            found, wanted, rtol=0, atol=1e-5 if precision == "float32" else 2e-2
+        )
+
+
+def test_compiled_experts_are_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are found by whoever compiles and whoever does not, and are compiled once for all."""
+    plain = trained(tmp_path / "plain", max_images=None)
+    module = make(compile=True, folder=str(tmp_path / "experts"))
+    with caplog.at_level("INFO"):
+        fit(module, tmp_path)
+    for number in range(3):
+        torch.testing.assert_close(module.trajectory(number), plain[number], rtol=0, atol=1e-4)
+    said = [text for text in caplog.messages if text.startswith("Compiled the training")]
+    # For batches of 10 images and for the last one of 3.
+    assert len(said) == 2
+    before = files(tmp_path / "experts")
+    fit(make(compile=False, folder=str(tmp_path / "experts")), tmp_path)
+    assert files(tmp_path / "experts") == before
+
+
+@pytest.mark.parametrize("compile", [None, False, True])
+def test_mtt_hands_on_whether_to_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compile: bool | None
+) -> None:
+    asked, original = [], expert_set.train_experts
+
+    def watched(*arguments: Any) -> Any:
+        asked.append(arguments[-1])
+        return original(*arguments[:-1], False)
+
+    monkeypatch.setattr(expert_set, "train_experts", watched)
+    fit_mtt(make_mtt(dam=None, experts={"compile": compile}), tmp_path)
+    assert asked == [compile]
 
 
 def expected(

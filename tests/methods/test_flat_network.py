@@ -1,7 +1,5 @@
 """A network as a function of a vector: the same scores and gradients as the network itself."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +7,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from dam_lightning.backbones import ConvNet, build_backbone
-from dam_lightning.methods.flat_network import FlatNetwork
-from dam_lightning.methods.inner_training import InnerTraining
+from dam_lightning.flat_network import FlatNetwork
 
 SHAPE = (2, 4, 4)
 
@@ -78,6 +75,34 @@ def test_it_is_no_module_and_its_network_is_not_trained() -> None:
     assert [type(norm) for norm in norms] == [nn.BatchNorm2d]
 
 
+def test_the_vector_itself_serves_as_parameters() -> None:
+    """In a list; gradients are then one vector for each group."""
+    flat = FlatNetwork(module())
+    vector, images = flat.initial(), pictures(2, 3, *SHAPE)
+    assert torch.equal(flat.scores([vector], images[0]), flat.scores(flat.split(vector), images[0]))
+    labels, weights = torch.zeros(2, 3, dtype=torch.int64), pictures(2, 3).abs()
+    (together,) = flat.gradients([vector], images, labels, weights)
+    each = flat.gradients(flat.split(vector), images, labels, weights)
+    expected = torch.cat([gradient.flatten(1) for gradient in each], dim=1)
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-12)
+    only = FlatNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)))
+    assert only.shaped([only.initial()])[0].shape == (2, 4)
+    assert only.shaped(only.split(only.initial()))[0].shape == (2, 4)
+
+
+def test_another_network_is_adopted() -> None:
+    """Its parameters come as a vector, its buffers take the place of the old ones."""
+    flat, fresh = FlatNetwork(module("batchnorm")), module("batchnorm", seed=1)
+    flat.scores(flat.split(flat.initial()), pictures(5, *SHAPE))
+    vector = flat.adopt(fresh)
+    assert not vector.requires_grad
+    for ours, theirs in zip(flat.split(vector), fresh.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(flat.module.buffers(), fresh.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours is not theirs
+
+
 def test_buffers_are_updated() -> None:
     own, plain = module("batchnorm"), module("batchnorm")
     flat = FlatNetwork(own)
@@ -138,72 +163,15 @@ def test_gradients_can_be_differentiated_once_more(groups: int) -> None:
     assert torch.autograd.gradcheck(squares, images.requires_grad_())
 
 
-def test_gradient_of_the_whole_vector() -> None:
-    flat = FlatNetwork(module())
-    images, labels = pictures(4, *SHAPE), torch.tensor([0, 2, 1, 2])
-    vector = flat.initial() + 0.1
-    for weights in (None, pictures(4, seed=1).abs()):
-        given = torch.full((4,), 0.25, dtype=torch.float64) if weights is None else weights
-        parts = flat.gradients(flat.split(vector), images[None], labels[None], given[None])
-        found = flat.vector_gradient(vector, images, labels, weights)
-        expected = torch.cat([part.flatten() for part in parts])
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-
-
 def test_parameters_require_nothing_of_the_caller() -> None:
     """A gradient arrives at the vector that the parameters were split from."""
     flat = FlatNetwork(module())
     vector = flat.initial().requires_grad_()
     images, labels = pictures(4, *SHAPE), torch.tensor([0, 2, 1, 2])
     (found,) = torch.autograd.grad(flat.loss(flat.split(vector), images, labels), vector)
-    torch.testing.assert_close(
-        found, flat.vector_gradient(vector.detach(), images, labels), rtol=0, atol=1e-12
-    )
-
-
-# Training.
-
-
-def train(flat: FlatNetwork, epochs: int = 3, **options: Any) -> Tensor:
-    training = InnerTraining(epochs, 0.2, 4, options.get("operations", ()), seed=5)
-    dtype = options.get("dtype", torch.float64)
-    images, labels = pictures(6, *SHAPE).to(dtype), torch.tensor([0, 0, 1, 1, 2, 2])
-    vector = flat.initial().to(dtype)
-    return training.train(flat, vector, images, labels, "inner/class", 7)
-
-
-def test_training_returns_a_vector_and_changes_nothing_it_was_given() -> None:
-    flat = FlatNetwork(module())
-    before = flat.initial()
-    trained = train(flat)
-    assert trained.shape == before.shape
-    assert trained.grad_fn is None
-    assert not trained.requires_grad
-    assert not torch.equal(trained, before)
-    assert torch.equal(flat.initial(), before)
-    assert torch.equal(train(flat, epochs=0), before)
-    assert torch.equal(train(flat), trained)
-
-
-def test_training_lowers_the_loss() -> None:
-    flat = FlatNetwork(module())
-    images, labels = pictures(6, *SHAPE), torch.tensor([0, 0, 1, 1, 2, 2])
-    losses = [
-        float(flat.loss(flat.split(vector), images, labels))
-        for vector in (flat.initial(), train(flat, 20))
-    ]
-    assert losses[1] < 0.7 * losses[0]
-
-
-def test_training_within_autocast_sees_its_own_updates() -> None:
-    """Autocast keeps casts of parameters, which would hide that they were changed in place."""
-    flat = FlatNetwork(module().float())
-    start = flat.initial()
-    exact = train(flat, 10, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
-        rounded = train(flat, 10, dtype=torch.float32)
-    assert rounded.dtype == torch.float32
-    assert 0 < (exact - rounded).norm() < 0.1 * (exact - start).norm()
+    weights = torch.full((4,), 0.25, dtype=torch.float64)
+    (expected,) = flat.gradients([vector.detach()], images[None], labels[None], weights[None])
+    torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-12)
 
 
 def test_convnet_is_what_was_tested() -> None:
@@ -266,5 +234,15 @@ class Dropping(ConvNet):
 )
 def test_draws_in_the_forward_pass_are_found(network: nn.Module, expected: bool) -> None:
     state = torch.get_rng_state()
-    assert FlatNetwork(network).is_random((3, 8, 8), torch.device("cpu")) == expected
+    flat, where = FlatNetwork(network), torch.device("cpu")
+    assert flat.is_random((3, 8, 8), where) == expected
+    assert flat.is_plain((3, 8, 8), where) == (not expected)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_batch_normalisation_is_not_plain() -> None:
+    flat = FlatNetwork(module("batchnorm"))
+    before = [buffer.clone() for buffer in flat.module.buffers()]
+    assert not flat.is_plain(SHAPE, torch.device("cpu"))
+    for buffer, untouched in zip(flat.module.buffers(), before, strict=True):
+        assert torch.equal(buffer, untouched)

@@ -10,8 +10,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dam_lightning.backbones import build_backbone
+from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import DSA, OPERATIONS, strategy_operations
-from dam_lightning.methods.flat_network import FlatNetwork
 from dam_lightning.methods.student import InnerBatch, Student, StudentResult, inner_batches
 from dam_lightning.randomness import numpy_generator
 from tests.reference import convnet, mtt
@@ -34,6 +34,7 @@ class Case:
         steps: int = 30,
         augmentation: str | None = DSA,
         batch: int = BATCH,
+        pool: int = POOL,
         **network: Any,
     ) -> None:
         options = {"width": 4, "depth": 2, **network}
@@ -41,7 +42,7 @@ class Case:
         self.network = FlatNetwork(self.library)
         self.start = self.network.initial()
         self.target = self.start + 0.05 * some(len(self.start), seed=1)
-        self.pool, self.labels = some(POOL, *SHAPE), torch.arange(POOL) % CLASSES
+        self.pool, self.labels = some(pool, *SHAPE), torch.arange(pool) % CLASSES
         self.step_size = torch.tensor(0.07, dtype=torch.float64)
         self.operations = () if augmentation is None else strategy_operations(augmentation)
         self.steps = steps
@@ -50,29 +51,33 @@ class Case:
     def batches(self) -> list[InnerBatch]:
         return inner_batches(
             numpy_generator(5, "student"),
-            POOL,
+            len(self.pool),
             self.batch,
             self.steps,
             self.operations,
             self.pool,
         )
 
-    def match(self, adjoint: bool, max_images: int = 100, **changed: Tensor) -> StudentResult:
+    def match(
+        self, adjoint: bool, most: int = 100, compile: bool = False, **changed: Tensor
+    ) -> StudentResult:
+        """In pieces of at most ``most`` images."""
         given = {"pool": self.pool, "step_size": self.step_size, **changed}
-        return Student(self.network, max_images, adjoint).match(
+        return Student(self.network, most, compile).match(
             labels=self.labels,
             batches=self.batches(),
             start=self.start,
             target=self.target,
+            adjoint=adjoint,
             **given,
         )
 
     def drawn(self) -> tuple[list[Tensor], list[mtt.BatchAugmentation] | None]:
         """The draws as the reference takes them: first all orders, then step by step."""
         generator = numpy_generator(5, "student")
-        per_order = -(-POOL // self.batch)
+        per_order = -(-len(self.pool) // self.batch)
         orders = [
-            torch.from_numpy(generator.permutation(POOL))
+            torch.from_numpy(generator.permutation(len(self.pool)))
             for _ in range(-(-self.steps // per_order))
         ]
         batches = mtt.inner_batches(orders, self.batch, self.steps)
@@ -106,17 +111,20 @@ def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * scale)
 
 
+def assert_equal(result: StudentResult, expected: mtt.StudentResult) -> None:
+    assert_close(result.loss, expected.loss)
+    assert_close(result.images, expected.grad_images)
+    assert_close(result.step_size, expected.grad_step_size)
+
+
 @pytest.mark.parametrize("augmentation", [None, DSA], ids=["plain", "augmented"])
 def test_thirty_steps_equal_the_plain_loop(augmentation: str | None) -> None:
     case = Case(augmentation=augmentation)
     expected = case.expected()
-    ways = [case.match(adjoint=False)]
-    # In pieces of 3 and 1 images where a batch has 4.
-    ways += [case.match(adjoint=True, max_images=most) for most in (100, 3)]
-    for result in ways:
-        assert_close(result.loss, expected.loss)
-        assert_close(result.images, expected.grad_images)
-        assert_close(result.step_size, expected.grad_step_size)
+    for adjoint in (False, True):
+        # Batches of 4 and 3 images, or in pieces of 2, 2, 2 and 1.
+        for most in (100, 3):
+            assert_equal(case.match(adjoint, most), expected)
 
 
 @pytest.mark.parametrize("batch", [1, POOL, 50])
@@ -124,17 +132,68 @@ def test_batches_of_any_size(batch: int) -> None:
     case = Case(steps=4, batch=batch)
     expected = case.expected()
     for adjoint in (False, True):
-        result = case.match(adjoint, max_images=2)
-        assert_close(result.loss, expected.loss)
-        assert_close(result.images, expected.grad_images)
-        assert_close(result.step_size, expected.grad_step_size)
+        assert_equal(case.match(adjoint, most=2), expected)
+
+
+@pytest.mark.parametrize("adjoint", [False, True], ids=["unroll", "adjoint"])
+def test_compiled_it_equals_the_plain_loop(adjoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, and each function once: a batch has 6 images, in pieces of 3."""
+    said: list[str] = []
+    monkeypatch.setattr("dam_lightning.compilation.rank_zero_info", said.append)
+    monkeypatch.setattr("dam_lightning.compilation.rank_zero_warn", said.append)
+    case = Case(steps=3, batch=6, pool=6)
+    assert_equal(case.match(adjoint, most=3, compile=True), case.expected())
+    told = [line.split(" in ")[0] for line in said if line.startswith("Compiled")]
+    expected = ["Compiled the student's step", "Compiled the gradient through the student's step"]
+    assert told == expected[: 1 + adjoint]
+    assert not [line for line in said if "Without" in line]
+
+
+SECOND_DERIVATIVES: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
+    "instancenorm": ("ConvNet", {"width": 4, "depth": 2}, SHAPE),
+    "groupnorm, maxpool": (
+        "ConvNet",
+        {"width": 4, "depth": 1, "norm": "groupnorm", "pooling": "maxpool"},
+        SHAPE,
+    ),
+    "layernorm, swish": (
+        "ConvNet",
+        {"width": 4, "depth": 1, "norm": "layernorm", "activation": "swish"},
+        SHAPE,
+    ),
+    "none, sigmoid": (
+        "ConvNet",
+        {"width": 4, "depth": 1, "norm": "none", "activation": "sigmoid", "pooling": "none"},
+        SHAPE,
+    ),
+    "AlexNet": ("AlexNet", {}, (3, 32, 32)),
+    "VGG11": ("VGG11", {}, (3, 32, 32)),
+    "ResNet18": ("ResNet18", {}, (3, 16, 16)),
+    "ViTTiny": ("ViTTiny", {}, (3, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", SECOND_DERIVATIVES)
+def test_slopes_forwards_are_slopes(name: str) -> None:
+    """Of every network that is differentiated so: whichever `FlatNetwork.batched` allows."""
+    backbone, options, shape = SECOND_DERIVATIVES[name]
+    network = FlatNetwork(build_backbone(backbone, shape, CLASSES, options, seed=1).double())
+    assert network.batched
+    student = Student(network, 100, compile=False)
+    images, weights = some(2, *shape), some(2, seed=1)
+    given = network.initial(), images, torch.tensor([0, 2]), weights, None
+    direction = some(network.size, seed=2)
+    backwards = student.slopes(*given, direction)
+    forwards = student.slopes_forwards(*given, direction)
+    for ours, theirs in zip(forwards, backwards, strict=True):
+        assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("adjoint", [False, True], ids=["unroll", "adjoint"])
 def test_gradients_are_the_slopes(adjoint: bool) -> None:
     """Finite differences on a network without kinks, by every pixel and by the step size."""
     case = Case(steps=5, activation="sigmoid")
-    result = case.match(adjoint, max_images=3)
+    result = case.match(adjoint, most=3)
 
     def of_pool(pool: Tensor) -> float:
         return float(case.match(adjoint=False, pool=pool).loss)
@@ -197,13 +256,13 @@ class Memory(TorchDispatchMode):
         return made
 
 
-def most_memory(steps: int, adjoint: bool, max_images: int = 100) -> int:
+def most_memory(steps: int, adjoint: bool, most: int = 100) -> int:
     case = Case(steps, batch=POOL)
     batches = case.batches()
-    student = Student(case.network, max_images, adjoint)
+    student = Student(case.network, most, compile=False)
     given = case.pool, case.labels, batches, case.step_size, case.start, case.target
     with Memory(given) as memory:
-        student.match(*given)
+        student.match(*given, adjoint=adjoint)
     return memory.most
 
 
@@ -216,9 +275,9 @@ def test_the_adjoint_keeps_nothing_of_a_step_but_the_parameters() -> None:
     assert growth > 4 * 20 * parameters
 
 
-def test_the_adjoint_keeps_to_the_budget() -> None:
+def test_the_adjoint_keeps_a_piece_at_a_time() -> None:
     """Activations of one image at a time take a seventh of those of all; weights, no less."""
-    whole, single = most_memory(2, adjoint=True), most_memory(2, adjoint=True, max_images=1)
+    whole, single = most_memory(2, adjoint=True), most_memory(2, adjoint=True, most=1)
     assert single < whole / 2
 
 
