@@ -118,8 +118,9 @@ def _step(name: str, dam: bool) -> Task:
 
 
 def _dc(name: str, dam: bool, iteration: bool) -> Task:
-    # Differences grow with every step of a network: in an iteration hundreds.
-    tolerance = 0.2 if iteration else 1e-4
+    # Second derivatives in float32 keep fewer digits, and differences grow with every step of a
+    # network: in an iteration hundreds.
+    tolerance = 0.2 if iteration else 1e-3
     package = partial(PackageDC, dam=dam, iteration=iteration)
     return Task(
         name,
