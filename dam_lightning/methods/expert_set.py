@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
@@ -114,7 +115,7 @@ class ExpertSet:
     def segment(self, number: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Parameters of an expert after two of its epochs, (P,) each, on the CPU."""
         way = self.store.parameters(number, start), self.store.parameters(number, end)
-        if not all(bool(parameters.isfinite().all()) for parameters in way):
+        if not all(np.isfinite(parameters.numpy()).all() for parameters in way):
             raise ValueError(
                 f"{self.store.path(number)} has parameters that are not finite: delete it, and it "
                 "is trained again"
