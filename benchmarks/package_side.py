@@ -42,7 +42,12 @@ def condenser(
     )
 
 
-def recipe(case: Case, augmentation: str | None, compile: bool = False) -> Recipe:
+def recipe(
+    case: Case,
+    augmentation: str | None,
+    compile: bool = False,
+    precision: Precision | None = None,
+) -> Recipe:
     """The paper's evaluation, with the networks and epochs of a case."""
     return Recipe(
         backbone_args=case.backbone_args,
@@ -50,6 +55,7 @@ def recipe(case: Case, augmentation: str | None, compile: bool = False) -> Recip
         epochs=case.epochs,
         augmentation=augmentation,
         compile=compile,
+        precision=precision,
     )
 
 
@@ -110,13 +116,20 @@ class PackageEvaluation(Contender):
         device: where to run.
         augmentation: DSA strategy, or None.
         compile: as of `Recipe`.
+        precision: as of `Recipe`.
     """
 
     def __init__(
-        self, case: Case, device: torch.device, augmentation: str | None, compile: bool = False
+        self,
+        case: Case,
+        device: torch.device,
+        augmentation: str | None,
+        compile: bool = False,
+        precision: Precision | None = None,
     ) -> None:
         self._data = random_images(case, device)
-        self._recipe = recipe(case, augmentation, compile)
+        self._recipe = recipe(case, augmentation, compile, precision)
+        self.precision = self._recipe.precision_on(device)
         self._synthetic = synthetic_set(case, device)
         self._device = device
         self._networks: Sequence[nn.Module]

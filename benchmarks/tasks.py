@@ -167,16 +167,21 @@ def _experts(name: str) -> Task:
 def _evaluation(name: str, augmentation: str | None) -> Task:
     # Differences grow with every step of a network.
     tolerance = 5e-3
+    package = partial(PackageEvaluation, augmentation=augmentation)
     return Task(
         name,
         evaluation_work,
         {
             REFERENCE: Entry(partial(ReferenceEvaluation, augmentation=augmentation)),
-            OURS: Entry(
-                partial(PackageEvaluation, augmentation=augmentation, compile=True), tolerance
+            OURS: Entry(partial(package, compile=True), tolerance),
+            "ours, float32": Entry(
+                partial(package, compile=True, precision="float32"),
+                tolerance,
+                variant=True,
+                where=lambda case, device: has_fast_bfloat16(device),
             ),
-            "ours, eager": Entry(
-                partial(PackageEvaluation, augmentation=augmentation),
+            "ours, float32, eager": Entry(
+                partial(package, precision="float32"),
                 tolerance,
                 variant=True,
                 where=_has_few_images,

@@ -1,7 +1,5 @@
 """Memory of a CPU that is freed and wanted again at once."""
 
-import torch
-
 __all__ = ["keep_freed_memory"]
 
 _LARGEST = 31 * 2**20
@@ -16,4 +14,4 @@ def keep_freed_memory() -> None:
     gradient. Having freed one large block, it keeps up to twice its size (``mallopt(3)``, on
     ``M_MMAP_THRESHOLD``). Other C libraries take no notice.
     """
-    torch.empty(_LARGEST, dtype=torch.uint8, device="cpu")
+    bytes(_LARGEST)

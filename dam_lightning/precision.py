@@ -1,10 +1,10 @@
-"""Which precision a device computes fast in."""
+"""In which precision networks' forward passes are, and which a device computes fast in."""
 
 from typing import Literal
 
 import torch
 
-__all__ = ["Precision", "has_fast_bfloat16"]
+__all__ = ["Precision", "forward_passes", "has_fast_bfloat16"]
 
 Precision = Literal["float32", "bfloat16"]
 """Of the forward passes of networks."""
@@ -21,3 +21,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         able = torch.cpu.get_capabilities()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return False
+
+
+def forward_passes(device: torch.device, precision: Precision) -> torch.autocast:
+    """A context for forward passes on a device, in a precision whatever is set outside.
+
+    To be entered for every step, because casts of parameters are kept until it is left.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -56,8 +56,8 @@ class Evaluator:
     @torch.no_grad()
     def update(self, images: Tensor, labels: Tensor, domains: Tensor) -> None:
         """Test all networks on a batch: (N, C, H, W) normalised, (N,) and (N,) int64."""
-        # In float32, whatever the Trainer's precision makes of its steps and their batches.
-        with torch.autocast(images.device.type, enabled=False):
+        # Whatever the Trainer's precision makes of its steps and their batches.
+        with (self._recipe or Recipe()).forward_passes(images.device):
             predictions = self._predictions(images)
         self._accuracy.update(predictions, labels, domains)
 

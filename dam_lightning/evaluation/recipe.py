@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
+import torch
+
 from dam_lightning.compilation import worth_compiling
 from dam_lightning.functional import DSA, strategy_operations
+from dam_lightning.precision import Precision, forward_passes, has_fast_bfloat16
 
 __all__ = ["BackboneOptions", "Recipe", "RecipeOptions"]
 
@@ -33,6 +36,7 @@ class RecipeOptions(TypedDict, total=False):
     weight_decay: float
     batch_size: int
     augmentation: str | None
+    precision: Precision | None
     compile: bool | None
 
 
@@ -52,6 +56,9 @@ class Recipe:
         weight_decay: of SGD.
         batch_size: images in a step; all of them, reshuffled each epoch.
         augmentation: DSA strategy, parameters drawn for each image; None switches it off.
+        precision: of the forward passes, whatever the Trainer's is. None: bfloat16 where the device
+            is fast at it, which changes accuracies by less than another seed does
+            (``benchmarks/README.md``); else float32.
         compile: compile training and test, which changes no figure beyond rounding, and is no part
             of what a condensed set stores. None: where the training is long enough to pay for it.
 
@@ -68,6 +75,7 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_size: int = 256
     augmentation: str | None = DSA
+    precision: Precision | None = None
     compile: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +98,10 @@ class Recipe:
             raise ValueError(f"recipe: momentum must be in [0, 1), got {self.momentum}")
         if not self.weight_decay >= 0:
             raise ValueError(f"recipe: weight_decay must be 0 or above, got {self.weight_decay}")
+        if self.precision not in (None, "float32", "bfloat16"):
+            raise ValueError(
+                f"recipe: precision must be float32 or bfloat16, got {self.precision!r}"
+            )
         if self.compile not in (None, False, True):
             raise ValueError(f"recipe: compile must be true or false, got {self.compile!r}")
         if self.augmentation is not None:
@@ -124,6 +136,14 @@ class Recipe:
         """The backbone and its options, e.g. ``ConvNet`` or ``ConvNet(depth=4)``."""
         options = ", ".join(f"{name}={value}" for name, value in self.backbone_args.items())
         return f"{self.backbone}({options})" if options else self.backbone
+
+    def precision_on(self, device: torch.device) -> Precision:
+        """Of the networks' forward passes on a device."""
+        return self.precision or ("bfloat16" if has_fast_bfloat16(device) else "float32")
+
+    def forward_passes(self, device: torch.device) -> torch.autocast:
+        """A context for the networks' forward passes on a device, to be entered for every step."""
+        return forward_passes(device, self.precision_on(device))
 
     def compiles(self, steps: int) -> bool:
         """Whether networks are compiled that are trained for so many steps in all."""

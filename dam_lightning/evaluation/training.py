@@ -116,7 +116,7 @@ def train_block(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        # In float32, whatever the Trainer's precision makes of its steps.
+        # Whatever the Trainer's precision makes of its steps.
         torch.autocast(device.type, enabled=False),
     ):
         channels, height, width = sets[0][0].shape[1:]
@@ -160,9 +160,10 @@ def _train_together(
     momenta, lr = torch.zeros_like(vectors), recipe.lr
     for epoch in range(recipe.epochs):
         for images, labels, draws in batches.epoch(epoch):
-            gradient, _ = networks.gradients(
-                vectors, images, labels, draws, piece=piece, compile=compile
-            )
+            with recipe.forward_passes(vectors.device):
+                gradient, _ = networks.gradients(
+                    vectors, images, labels, draws, piece=piece, compile=compile
+                )
             # In the order of torch.optim.SGD.
             gradient.add_(vectors, alpha=recipe.weight_decay)
             momenta.mul_(recipe.momentum).add_(gradient)
@@ -183,7 +184,8 @@ def _train_module(network: Backbone, batches: Batches, recipe: Recipe) -> None:
         for images, labels, draws in batches.epoch(epoch):
             inputs = images if draws is None else augmented(images, *draws)
             optimizer.zero_grad()
-            loss = F.cross_entropy(network(inputs[0]), labels[0])
+            with recipe.forward_passes(inputs.device):
+                loss = F.cross_entropy(network(inputs[0]), labels[0])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if epoch == _last_before_the_fall(recipe):

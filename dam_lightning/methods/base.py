@@ -43,7 +43,7 @@ from dam_lightning.methods.provenance import data_provenance, unknown_data
 from dam_lightning.methods.stability import DivergenceError, StepGuard, guarded_sgd
 from dam_lightning.methods.trainer_options import check_trainer_options
 from dam_lightning.pieces import images_at_once
-from dam_lightning.precision import Precision
+from dam_lightning.precision import Precision, forward_passes
 from dam_lightning.randomness import run_seed, seeded, torch_generator
 from dam_lightning.version import __version__
 
@@ -359,7 +359,7 @@ class Condenser(EvaluatingModule):
     def forward_precision(self) -> AbstractContextManager[None]:
         """In what forward passes of networks belong."""
         half = self._forward_dtype == torch.bfloat16
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        return forward_passes(self.device, "bfloat16" if half else "float32")
 
     @property
     def _forward_dtype(self) -> torch.dtype:

@@ -14,6 +14,7 @@ from dam_lightning.functional import strategy_operations
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
 from dam_lightning.methods.expert_store import ExpertStore
 from dam_lightning.methods.stability import DivergenceError
+from dam_lightning.precision import forward_passes
 from dam_lightning.randomness import numpy_generator, torch_generator
 from dam_lightning.side_by_side import Draws, networks_of, work
 
@@ -155,7 +156,6 @@ def train_epoch(
     if recipe.augmentation is not None:
         steps = -(-len(data) // recipe.batch_size)
         draws = _draws(recipe, stream, epoch, block, steps, len(data), data.device)
-    half = recipe.precision == "bfloat16"
     losses = []
     for step, (images, labels) in enumerate(data.batches(orders, recipe.batch_size)):
         drawn = None
@@ -164,7 +164,7 @@ def train_epoch(
             own = draws.uniforms[:, start : start + labels.shape[1]]
             drawn = Draws(draws.operations[:, step], own)
         # Whatever the Trainer's precision: experts must be the same whoever trains them.
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=half):
+        with forward_passes(data.device, recipe.precision):
             gradient, loss = gradients(vectors, images, labels, drawn)
         vectors = vectors - recipe.lr * gradient
         losses.append(loss.mean())

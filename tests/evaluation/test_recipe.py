@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 
 from dam_lightning.evaluation import Recipe, RecipeOptions
 from dam_lightning.functional import DSA
@@ -21,6 +22,7 @@ def test_the_defaults_are_the_protocol_of_distribution_matching() -> None:
         "weight_decay": 5e-4,
         "batch_size": 256,
         "augmentation": DSA,
+        "precision": None,
     }
 
 
@@ -54,6 +56,7 @@ def test_a_recipe_does_not_change() -> None:
         ({"epochs": 2.5}, "recipe: epochs must be a whole number, got 2.5"),
         ({"num_networks": None}, "recipe: num_networks must be a whole number, got None"),
         ({"augmentation": "blur"}, "'blur' is no operation"),
+        ({"precision": "half"}, "recipe: precision must be float32 or bfloat16, got 'half'"),
         ({"compile": "always"}, "recipe: compile must be true or false, got 'always'"),
     ],
 )
@@ -72,3 +75,16 @@ def test_compiling_is_no_part_of_the_protocol() -> None:
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_precision_is_one_the_device_is_fast_at(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dam_lightning.evaluation.recipe.has_fast_bfloat16", lambda _: fast)
+    device = torch.device("cpu")
+    assert Recipe().precision_on(device) == ("bfloat16" if fast else "float32")
+    for given in ("float32", "bfloat16"):
+        assert Recipe(precision=given).precision_on(device) == given
+    with torch.autocast("cpu", torch.bfloat16), Recipe().forward_passes(device):
+        assert torch.is_autocast_enabled("cpu") == fast

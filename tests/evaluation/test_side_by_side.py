@@ -21,7 +21,12 @@ CPU = torch.device("cpu")
 SHAPE = (3, 8, 8)
 IMAGES, CLASSES = 10, 3
 NETWORK: dict[str, Any] = {"width": 8, "depth": 1}
-SMALL: dict[str, Any] = {"backbone_args": NETWORK, "batch_size": 4, "epochs": 3}
+SMALL: dict[str, Any] = {
+    "backbone_args": NETWORK,
+    "batch_size": 4,
+    "epochs": 3,
+    "precision": "float32",
+}
 
 
 @pytest.fixture
@@ -151,6 +156,32 @@ def test_compiled_and_in_pieces_equals_eager(
     assert torch.equal(*found)
     assert not [message for message in caplog.messages if "Without compilation" in message]
     assert len([m for m in caplog.messages if m.startswith("Compiled the training")]) == 1
+
+
+@pytest.mark.parametrize("norm", ["instancenorm", "batchnorm"])
+def test_bfloat16_is_float32_but_for_rounding(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
+    """In training, side by side and by itself, and in the test."""
+    recipe = {**SMALL, "backbone_args": {**NETWORK, "norm": norm}}
+    start = vectors(fresh(1, norm=norm))
+    exact, rounded = (trained({**recipe, "precision": p}) for p in ("float32", "bfloat16"))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() < 0.1 * (exact - start).norm()
+    images, labels = one_set()
+    dtypes, original = [], nn.Linear.forward
+
+    def recording(layer: nn.Linear, inputs: Tensor) -> Tensor:
+        outputs = original(layer, inputs)
+        dtypes.append(outputs.dtype)
+        return outputs
+
+    for precision in ("float32", "bfloat16"):
+        whole = Recipe(**{**recipe, "precision": precision})
+        judge = Evaluator(fresh(2, norm=norm), CLASSES, 1, CPU, whole)
+        monkeypatch.setattr(nn.Linear, "forward", recording)
+        judge.update(images, labels, torch.zeros_like(labels))
+        monkeypatch.undo()
+        assert set(dtypes) == {getattr(torch, precision)}
+        dtypes.clear()
 
 
 def test_networks_are_the_same_ones_until_others_are_asked_for() -> None:
