@@ -6,16 +6,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from benchmarks.apart import apart
 from benchmarks.arguments import parse
 from benchmarks.cases import Case
 from benchmarks.machine import describe
-from benchmarks.measure import UnequalError, be_quiet, check, measure
+from benchmarks.measure import UnequalError, be_quiet, check, timed
 from benchmarks.rates import measure_rates
 from benchmarks.report import markdown
 from benchmarks.results import Results
@@ -141,16 +142,9 @@ class _Run:
 
     def _timed(self, case: Case, task: Task) -> dict[str, Any]:
         options = self._options
-        measured = measure(
-            task, case, options.device, options.repeats, not options.no_variants, profile=True
-        )
-        return {
-            "sizes": asdict(case),
-            "work": task.work(case)._asdict(),
-            "contenders": {name: each.as_dict() for name, each in measured.contenders.items()},
-            "left_out": measured.left_out,
-            "profile": measured.profile and measured.profile._asdict(),
-        }
+        arguments = task.name, case, options.device, options.repeats, not options.no_variants
+        # A GPU's memory is in no one's hands but PyTorch's, and starting takes it long.
+        return apart(timed, *arguments) if options.device.type == "cpu" else timed(*arguments)
 
     def _checked(self, case: Case, task: Task) -> dict[str, Any]:
         checks = check(task, case, self._options.device)
@@ -176,7 +170,8 @@ class _Run:
         for method in METHODS:
             for variable in VARIABLES:
                 name = f"scaling of {method} with {variable.name}"
-                if self.results.has_scaling(method, variable.name) or not self._may_begin(name):
+                done = self.results.has_scaling(method, variable.name, compile)
+                if done or not self._may_begin(name):
                     continue
                 work = partial(measure_scaling, method, variable, base, device, repeats, compile)
                 found, _ = self._attempt(name, work)

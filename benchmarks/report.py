@@ -166,23 +166,28 @@ def _scaling(document: Mapping[str, Any]) -> list[str]:
             [
                 found["method"],
                 found["name"],
+                "yes" if found["compiled"] else "no",
                 ", ".join(f"{value}: {seconds:.3g}" for value, seconds in timed),
                 f"{grown.exponent:.2f}",
                 f"{grown.steepest:.2f}",
                 "**yes**" if grown.is_worse_than_linear else "no",
             ]
         )
-    columns = ("method", "variable", "value: s", "exponent", "steepest", "worse than linear")
-    table = _table(columns, rows, texts=3)
+    columns = (
+        "method",
+        "variable",
+        "compiled",
+        "value: s",
+        "exponent",
+        "steepest",
+        "worse than linear",
+    )
+    table = _table(columns, rows, texts=4)
     if not table:
         return []
     first = document["scaling"][0]
     fixed = ", ".join(f"{name} {value}" for name, value in first["sizes"].items())
-    how = "compiled" if first["compiled"] else "not compiled"
-    return [
-        f"Steps are {how}. What is not varied: {fixed}. Image size: the exponents of the pixels.\n",
-        *table,
-    ]
+    return [f"What is not varied: {fixed}. Image size: the exponents of the pixels.\n", *table]
 
 
 def _checks(document: Mapping[str, Any]) -> list[str]:

@@ -67,10 +67,11 @@ class Results:
         """Add a variable of a method."""
         self.put("scaling", [*self.document["scaling"], dict(found)])
 
-    def has_scaling(self, method: str, variable: str) -> bool:
+    def has_scaling(self, method: str, variable: str, compiled: bool) -> bool:
         """Whether there is one."""
+        asked = (method, variable, compiled)
         found = self.document["scaling"]
-        return any((each["method"], each["name"]) == (method, variable) for each in found)
+        return any((each["method"], each["name"], each["compiled"]) == asked for each in found)
 
     def put_rates(self, rates: Rates) -> None:
         """Keep the best of these and the earlier ones."""

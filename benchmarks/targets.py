@@ -72,7 +72,7 @@ def target_of(
     if task in ("DM step", "DM+DAM step"):
         if contender == OURS and precision == "bfloat16":
             return Target("ratio", 4.0)
-        return Target("ratio", 1.0) if contender in (OURS, "ours, float32") else None
+        return Target("ratio", 1.0)
     if contender != OURS:
         return None
     if task in ("DC step", "DC+DAM step"):

@@ -64,16 +64,18 @@ def trainer_overhead(device: torch.device) -> TrainerOverhead:
     torch.set_num_threads(1)
     fit: list[float] = []
     bare: list[float] = []
-    for _ in range(_ROUNDS):
-        fit += _fitted(_CASE, device)
-        step = PackageStep(_CASE, device, dam=True)
-        clock = _Clock()
-        for _ in range(_STEPS):
-            step.run()
-            synchronise(device)
-            clock.times.append(time.perf_counter())
-        bare += clock.durations()
-    torch.set_num_threads(threads)
+    try:
+        for _ in range(_ROUNDS):
+            fit += _fitted(_CASE, device)
+            step = PackageStep(_CASE, device, dam=True)
+            clock = _Clock()
+            for _ in range(_STEPS):
+                step.run()
+                synchronise(device)
+                clock.times.append(time.perf_counter())
+            bare += clock.durations()
+    finally:
+        torch.set_num_threads(threads)
     return TrainerOverhead(statistics.median(fit), statistics.median(bare))
 
 

@@ -29,17 +29,24 @@ class Compiled(Generic[Result]):
 
     It says that it compiles, and how long that took. Where compilation is impossible it warns, and
     calls the function as it is from then on. On CUDA devices the compiled function is captured in a
-    graph, so that a call is one launch.
+    graph, so that all its kernels are one launch.
 
     Args:
-        function: of tensors and of lists or tuples of tensors. It may be differentiated. Whatever
-            else it depends on must stay as it was at the first call; but parameters of modules may
-            change their values.
+        function: of tensors, and of lists or tuples of them. It may be differentiated. Whatever
+            else it takes or depends on must stay as it was at the first call; but parameters of
+            modules may change their values.
         what: what it computes, for messages, such as ``"the embedding"``.
         enabled: False: never compiled.
         recompute: where it is differentiated, keep the results of convolutions and matrix products
             alone, and compute the rest a second time. Without it more is kept than a CPU can read
             again in the time of computing it.
+        fallback: computes the same, and is called where nothing is compiled; None: ``function``.
+
+    Attributes:
+        enabled: whether it is compiled; False from when that has turned out to be impossible.
+
+    Raises:
+        torch.OutOfMemoryError: by a call, if the memory is too small; a later one compiles again.
     """
 
     def __init__(
@@ -49,10 +56,12 @@ class Compiled(Generic[Result]):
         *,
         enabled: bool = True,
         recompute: bool = False,
+        fallback: Callable[..., Result] | None = None,
     ) -> None:
         self._function = function
         self._what = what
-        self._enabled = enabled
+        self.enabled = enabled
+        self._fallback = fallback or function
         self._recompute = recompute
         self._compiled: dict[Hashable, Callable[..., Result]] = {}
 
@@ -62,8 +71,8 @@ class Compiled(Generic[Result]):
 
     def __call__(self, *arguments: Any) -> Result:
         """What the function makes of the arguments."""
-        if not self._enabled:
-            return self._function(*arguments)
+        if not self.enabled:
+            return self._fallback(*arguments)
         tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
         kind = _kind(tensors)
         compiled = self._compiled.get(kind)
@@ -80,22 +89,24 @@ class Compiled(Generic[Result]):
         start = time.perf_counter()
         compiled = _compile(self._function, tensors[0].device)
         try:
-            # Decided by the first call, which compiles.
+            # Decided when it is compiled.
             with functorch_config.patch(aggressive_recomputation=self._recompute):
-                result = _kept(compiled(*arguments))
-            # The backward pass is compiled when it is first needed, where no one could fall back.
-            _try_backward(result, tensors)
-        # Whatever a compiler or its absence raises; what is wrong with the arguments is raised
-        # again below.
+                _rehearse(compiled, arguments, tensors[0].device)
+        except torch.OutOfMemoryError:
+            # Uncompiled it takes no less; whoever asked may ask for less.
+            raise
+        # Whatever a compiler or its absence raises.
         except Exception as error:
+            # What is wrong with the arguments is raised here, and says nothing of compiling.
+            result = self._fallback(*arguments)
             reason = str(error).strip().partition("\n")[0]
             rank_zero_warn(f"Without compilation of {self._what}, which is slower: {reason}")
-            self._enabled = False
-            return self._function(*arguments)
+            self.enabled = False
+            return result
         seconds = time.perf_counter() - start
         rank_zero_info(f"Compiled {self._what} in {seconds:.1f} s, for {shapes}")
         self._compiled[kind] = compiled
-        return result
+        return _kept(compiled(*arguments))
 
 
 def _compile(function: Callable[..., Result], device: torch.device) -> Callable[..., Result]:
@@ -128,9 +139,29 @@ def _kept(result: Result) -> Result:
     return kept
 
 
-def _try_backward(result: Any, tensors: list[Tensor]) -> None:
-    outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t.requires_grad]
-    inputs = [tensor for tensor in tensors if tensor.requires_grad]
-    if outputs and inputs:
-        total = torch.stack([output.float().sum() for output in outputs]).sum()
-        torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
+def _rehearse(
+    compiled: Callable[..., Any], arguments: tuple[Any, ...], device: torch.device
+) -> None:
+    """Run it, and back, until nothing is left to be compiled or captured; nothing is kept.
+
+    A backward pass is compiled when it is first needed, and a graph is captured at the second run,
+    where no one could fall back any more.
+    """
+    cuda = device.type == "cuda"
+    # What is drawn here must not be missing later.
+    with torch.random.fork_rng([device] if cuda else []):
+        for _ in range(3 if cuda else 1):
+            own = pytree.tree_map_only(Tensor, _as_leaf, arguments)
+            inputs = [leaf for leaf in pytree.tree_leaves(own) if _has_gradient(leaf)]
+            outputs = [leaf for leaf in pytree.tree_leaves(compiled(*own)) if _has_gradient(leaf)]
+            if inputs and outputs:
+                total = torch.stack([output.float().sum() for output in outputs]).sum()
+                torch.autograd.grad(total, inputs, allow_unused=True)
+
+
+def _as_leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def _has_gradient(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad

@@ -81,8 +81,13 @@ class FlatNetwork:
         with torch.random.fork_rng([device] if cuda else []), torch.no_grad():
             state = partial(torch.cuda.get_rng_state, device) if cuda else torch.get_rng_state
             before = state()
-            self.module(torch.zeros(2, *image_shape, device=device, dtype=self._dtype))
+            images = torch.zeros(2, *image_shape, device=device, dtype=self._dtype)
+            functional_call(self.module, self._buffers(), (images,))
             return not torch.equal(before, state())
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Copies, for forward passes that are to leave no trace."""
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     def is_plain(self, image_shape: tuple[int, int, int], device: torch.device) -> bool:
         """Whether in training the scores of an image depend on parameters and this image alone.
@@ -97,8 +102,8 @@ class FlatNetwork:
         if self.batch_norms or self.is_random(image_shape, device):
             return False
         images = probe_images(3, image_shape, device, self._dtype)
-        state = {name: tensor.clone() for name, tensor in self.module.named_buffers()}
-        with torch.no_grad():
+        state = self._buffers()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             three = functional_call(self.module, state, (images,))
             two = functional_call(self.module, state, (images[:2],))
         unchanged = all(torch.equal(state[name], own) for name, own in self.module.named_buffers())

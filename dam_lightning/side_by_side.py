@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from dam_lightning.allocation import keep_freed_memory
 from dam_lightning.backbones import build_backbone
+from dam_lightning.backbones.build import backbone_identity
 from dam_lightning.compilation import Compiled
 from dam_lightning.flat_network import ALIKE, FlatNetwork, probe_images
 from dam_lightning.functional import augment, augmentation_parameters
@@ -42,7 +44,7 @@ def work(device: torch.device, image_shape: Sequence[int], images: int, steps: i
         device: where it is computed.
         image_shape: (C, H, W).
         images: that pass through networks in all.
-        steps: in which they do so.
+        steps: in which they do so on an accelerator, where networks share them.
     """
     if device.type != "cpu":
         return steps
@@ -90,6 +92,7 @@ class Networks:
         image_shape: tuple[int, int, int],
         device: torch.device,
     ) -> None:
+        keep_freed_memory()
         self._image_shape = image_shape
         self._device = device
         module = make()
@@ -320,7 +323,14 @@ def networks_of(
     """
     global _latest
     dtype = torch.get_default_dtype()
-    key = (backbone, dict(options), tuple(image_shape), num_outputs, device, dtype)
+    key = (
+        backbone_identity(backbone),
+        dict(options),
+        tuple(image_shape),
+        num_outputs,
+        device,
+        dtype,
+    )
     if _latest is None or _latest[0] != key:
         _latest = None
 

@@ -19,6 +19,7 @@ from torch._C._autograd import DeviceType
 
 from benchmarks import __main__ as command
 from benchmarks import arguments, gpu, measure, memory, profiling, report, scaling, synchronisation
+from benchmarks.apart import apart
 from benchmarks.cases import CASES, DEFAULT_CASES, Case
 from benchmarks.contender import Contender
 from benchmarks.floor import (
@@ -82,6 +83,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(SECOND_ORDER, name="cifar10_ipc1", ipc=1, inner_epochs=0, outer_loop=1)
     monkeypatch.setitem(CASES, "cifar10_ipc1", small)
     monkeypatch.setattr(command, "measure_rates", lambda _: RATES)
+    monkeypatch.setattr(command, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(command, "trainer_overhead", lambda _: TrainerOverhead(3e-3, 2e-3))
 
 
@@ -132,7 +134,7 @@ def test_the_command(
         assert f"\n## {title}\n" in printed
 
     # Once more: nothing is left to do.
-    monkeypatch.setattr(command, "measure", None)
+    monkeypatch.setattr(command, "timed", None)
     assert command.main(options) == 0
     again = json.loads((tmp_path / "new" / "results.json").read_text())
     assert again["tasks"] == document["tasks"]
@@ -212,7 +214,7 @@ def test_contenders_take_turns() -> None:
     task, runs = noting([2.0, -3.0], [2.0001, -3.0001])
     measured = measure.measure(task, NET, CPU, repeats=1)
     # To warm up, and timed.
-    assert runs == [REFERENCE, OURS] * 2
+    assert runs == [REFERENCE] * 2 + [OURS] * 2 + [REFERENCE, OURS]
     assert {name: len(each.seconds) for name, each in measured.contenders.items()} == {
         REFERENCE: 1,
         OURS: 1,
@@ -220,6 +222,20 @@ def test_contenders_take_turns() -> None:
     difference = measured.contenders[OURS].difference
     assert difference is not None
     assert difference.share == pytest.approx(1e-4 / 2)
+
+
+def test_a_task_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same number of threads, and nothing compiled before."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    assert apart(os.getpid) != os.getpid()
+    assert apart(torch.get_num_threads) == torch.get_num_threads() == 1
+    assert apart(os.getenv, "TORCHINDUCTOR_CACHE_DIR") != "mine"
+    with pytest.raises(UnequalError, match="not the same"):
+        apart(_refuse)
+
+
+def _refuse() -> None:
+    raise UnequalError("not the same")
 
 
 def test_a_long_task_runs_once() -> None:
@@ -291,7 +307,7 @@ def test_what_takes_too_much_memory_is_left_out() -> None:
     greedy = replace(task.entries[REFERENCE], takes=lambda _: 2.0**60)
     task = replace(task, entries={**task.entries, REFERENCE: greedy})
     measured = measure.measure(task, NET, CPU, repeats=1)
-    assert runs == [OURS] * 2
+    assert runs == [OURS] * 3
     assert list(measured.left_out) == [REFERENCE]
     assert measured.left_out[REFERENCE].startswith("takes 1073741824 GiB of ")
 
@@ -677,7 +693,8 @@ def test_targets() -> None:
     assert limit("cpu", "pacs_ipc1", 1, "DM+DAM step", OURS, "bfloat16") == 4
     assert limit("cpu", "pacs_ipc1", 1, "DM+DAM step", OURS, "float32") == 1
     assert limit("cpu", "pacs_ipc1", 1, "DM step", "ours, float32", "float32") == 1
-    assert limit("cpu", "pacs_ipc1", 1, "DM step", "ours, float32, eager", "float32") is None
+    assert limit("cpu", "pacs_ipc1", 1, "DM step", "ours, float32, eager", "float32") == 1
+    assert limit("cpu", "pacs_ipc1", 1, "DC step", "ours, eager", "float32") is None
     assert limit("cpu", "pacs_ipc10", 10, "DC step", OURS, "float32") == 1.4
     assert limit("cpu", "pacs_ipc1", 1, "MTT step", OURS, "float32") == 1.5
     assert limit("cpu", "pacs_ipc10", 10, "MTT step", OURS, "float32") is None
@@ -764,8 +781,8 @@ def test_scaling() -> None:
     assert len(found["seconds"]) == 2
     assert min(found["seconds"]) > 0
     text = report.markdown({**document({}), "scaling": [found]})
-    assert "| MTT+DAM | images per class | 1: " in text
-    assert "Steps are not compiled. What is not varied: ipc 2, num_classes 3" in text
+    assert "| MTT+DAM | images per class | no | 1: " in text
+    assert "\nWhat is not varied: ipc 2, num_classes 3" in text
 
 
 def test_scaling_is_part_of_the_command(

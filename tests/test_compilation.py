@@ -41,11 +41,12 @@ def test_it_computes_the_same_and_says_so(said: list[str]) -> None:
     assert len(said) == 3
 
 
-def test_more_shapes_than_pytorch_keeps_of_one_function() -> None:
+def test_more_shapes_than_pytorch_keeps_of_one_function(said: list[str]) -> None:
     compiled = Compiled(slope, "the slope")
     for length in range(1, 10):
         x = torch.randn(length)
         torch.testing.assert_close(compiled(x, x), slope(x, x))
+    assert len([line for line in said if line.startswith("Compiled")]) == 9
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(said: list[str]) -> None:
@@ -59,8 +60,50 @@ def test_what_cannot_be_compiled_runs_as_it_is(said: list[str]) -> None:
 
 @pytest.mark.usefixtures("said")
 def test_errors_are_those_of_the_function() -> None:
+    """And say nothing of whether it can be compiled."""
+    compiled = Compiled(slope, "the slope")
     with pytest.raises(RuntimeError, match="size of tensor"):
-        Compiled(slope, "the slope")(torch.ones(2), torch.ones(3))
+        compiled(torch.ones(2), torch.ones(3))
+    assert compiled.enabled
+
+
+def test_a_fallback_that_is_better_uncompiled(said: list[str]) -> None:
+    compiled = Compiled(stubborn, "the stubborn one", fallback=lambda x: 3.5 * x)
+    assert compiled(torch.ones(1)).tolist() == [3.5]
+    assert not compiled.enabled
+    assert "Without compilation" in said[-1]
+    off = Compiled(stubborn, "it", enabled=False, fallback=lambda x: 3.5 * x)
+    assert off(torch.ones(1)).tolist() == [3.5]
+
+
+def test_too_little_memory_is_for_the_caller_to_mend(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(*_: object) -> None:
+        raise torch.OutOfMemoryError("too little")
+
+    compiled, x = Compiled(slope, "the slope"), torch.ones(2)
+    with monkeypatch.context() as small:
+        small.setattr("dam_lightning.compilation._rehearse", scarce)
+        with pytest.raises(torch.OutOfMemoryError):
+            compiled(x, x)
+    assert compiled.enabled
+    torch.testing.assert_close(compiled(x, x), slope(x, x))
+    assert "Compiled the slope" in said[-1]
+
+
+@pytest.mark.usefixtures("said")
+def test_compiling_draws_nothing() -> None:
+    """Nor does it leave anything in the arguments."""
+    compiled = Compiled(lambda x: (x * torch.rand_like(x)).sum(), "the noise")
+    x = torch.ones(3, requires_grad=True)
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        compiled(x)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    assert x.grad is None
 
 
 def test_switched_off(said: list[str]) -> None:

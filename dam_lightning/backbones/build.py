@@ -16,7 +16,7 @@ from dam_lightning.backbones.vgg import VGG11
 from dam_lightning.backbones.vit import ViTSmall, ViTTiny
 from dam_lightning.randomness import seeded, torch_generator
 
-__all__ = ["build_backbone", "has_fresh_weights"]
+__all__ = ["backbone_identity", "build_backbone", "has_fresh_weights"]
 
 _OWN: dict[str, type[Backbone]] = {
     network.__name__: network for network in (AlexNet, ConvNet, ResNet18, VGG11, ViTSmall, ViTTiny)
@@ -85,6 +85,16 @@ def build_backbone(
 def has_fresh_weights(name: str) -> bool:
     """Whether `FreshWeights` draws what `build_backbone` gives networks of this name."""
     return _OWN.get(name) in _DEFAULT_WEIGHTS
+
+
+def backbone_identity(name: str) -> object:
+    """What tells a name's networks from others: its class, which may be redefined, or the name.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+    found = _find(name)
+    return found if isinstance(found, type) else name
 
 
 def _find(name: str) -> Callable[..., Any]:

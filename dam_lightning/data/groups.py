@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dam_lightning.data.normalisation import Normalisation
-from dam_lightning.data.resident import Split, to_device
+from dam_lightning.data.resident import Split
+from dam_lightning.functional.host import to_device
 from dam_lightning.randomness import numpy_generator
 
 __all__ = ["GroupIndex", "GroupedBatch", "GroupedLoader", "Groups", "TestLoader"]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dam_lightning.data.resident import to_device
 from dam_lightning.functional import Whitening, whiten
+from dam_lightning.functional.host import to_device
 
 __all__ = ["Normalisation", "channel_statistics"]
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dam_lightning.files import written_beside
+from dam_lightning.functional.host import to_device
 
 __all__ = [
     "Split",
@@ -30,7 +31,6 @@ __all__ = [
     "piece_digests",
     "piece_length",
     "read_tensors",
-    "to_device",
     "write_tensors",
 ]
 
@@ -39,14 +39,6 @@ CACHE_VERSION = 4
 
 _PIECE_BYTES = 2**22
 """Pixels that are decoded, checked and written together: 341 images of 64 x 64."""
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``, without making the host wait for the copy."""
-    if tensor.device.type == "cpu" and device.type == "cuda":
-        # Only copies from pinned memory run while the host goes on.
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device, non_blocking=True)
 
 
 class Split:

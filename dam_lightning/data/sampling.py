@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dam_lightning.data.groups import GroupIndex
 from dam_lightning.data.normalisation import Normalisation
-from dam_lightning.data.resident import to_device
+from dam_lightning.functional.host import to_device
 
 __all__ = ["RealImages", "check_class_sizes", "random_images"]
 

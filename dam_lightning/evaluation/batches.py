@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dam_lightning.data.resident import to_device
 from dam_lightning.data.sampling import RealImages
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.functional import strategy_operations
+from dam_lightning.functional.host import to_device
 from dam_lightning.randomness import numpy_generator, torch_generator
 from dam_lightning.side_by_side import Draws
 
@@ -63,11 +63,11 @@ class Batches:
             operations = torch.tensor(strategy_operations(recipe.augmentation))
             self._operations = to_device(operations, self._device)
         self._real = [images for images, _ in sets if isinstance(images, RealImages)]
-        tensors = [images.detach() for images, _ in sets if isinstance(images, Tensor)]
+        tensors = [images for images, _ in sets if isinstance(images, Tensor)]
         if tensors:
             first = tensors[0]
             same = all(other is first or torch.equal(other, first) for other in tensors[1:])
-            self._pool = first if same else torch.cat(tensors)
+            self._pool = (first if same else torch.cat(tensors)).detach()
             each = torch.arange(len(tensors), device=self._device).unsqueeze(1)
             self._places = each * (0 if same else len(first))
 

@@ -30,16 +30,17 @@ COLUMNS = (
     "interval",
     "worst_domain",
     "networks",
+    "precision",
     "device",
     "seconds",
     "peak_memory_mib",
     "version",
     "command",
 )
-"""Accuracies in percent; ``deviation`` is over networks, ``interval`` half of the 95 % interval;
-``seconds`` and ``peak_memory_mib`` are those of the test, which includes training the networks.
-Where several backbones are tested at once, ``seconds`` is the time to train the row's own networks
-and to test all."""
+"""Accuracies in percent; ``precision`` is that of the networks' training; ``deviation`` is over
+networks, ``interval`` half of the 95 % interval; ``seconds`` and ``peak_memory_mib`` are those of
+the test, which includes training the networks. Where several backbones are tested at once,
+``seconds`` is the time to train the row's own networks and to test all."""
 
 
 def append_row(path: str | os.PathLike[str], row: Mapping[str, object]) -> None:

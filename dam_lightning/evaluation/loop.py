@@ -215,5 +215,6 @@ class EvaluatingModule(LightningModule, ABC):
             "interval": f"{overall.interval:.2f}",
             "worst_domain": f"{Figure.of(result.scores.worst_domain).mean:.2f}",
             "networks": len(result.scores.overall),
+            "precision": result.recipe.precision_on(self.device),
             "seconds": f"{result.seconds:.1f}",
         }

@@ -56,9 +56,9 @@ class Recipe:
         weight_decay: of SGD.
         batch_size: images in a step; all of them, reshuffled each epoch.
         augmentation: DSA strategy, parameters drawn for each image; None switches it off.
-        precision: of the forward passes, whatever the Trainer's is. None: bfloat16 where the device
-            is fast at it, which changes accuracies by less than another seed does
-            (``benchmarks/README.md``); else float32.
+        precision: of the forward passes in training, whatever the Trainer's is; the test is in
+            float32. None: bfloat16 where the device is fast at it, which changes accuracies by less
+            than another seed does (``benchmarks/README.md``); else float32.
         compile: compile training and test, which changes no figure beyond rounding, and is no part
             of what a condensed set stores. None: where the training is long enough to pay for it.
 
@@ -138,7 +138,7 @@ class Recipe:
         return f"{self.backbone}({options})" if options else self.backbone
 
     def precision_on(self, device: torch.device) -> Precision:
-        """Of the networks' forward passes on a device."""
+        """Of the networks' forward passes in their training on a device."""
         return self.precision or ("bfloat16" if has_fast_bfloat16(device) else "float32")
 
     def forward_passes(self, device: torch.device) -> torch.autocast:

@@ -60,9 +60,9 @@ def train_network(
 
 def training_compiles(images: Tensor | RealImages, recipe: Recipe, count: int) -> bool:
     """Whether the training of so many networks on these images is compiled."""
-    epochs = count * recipe.epochs
-    steps = epochs * -(-len(images) // recipe.batch_size)
-    return recipe.compiles(work(images.device, images.shape[1:], epochs * len(images), steps))
+    each = recipe.epochs * -(-len(images) // recipe.batch_size)
+    passed = count * recipe.epochs * len(images)
+    return recipe.compiles(work(images.device, images.shape[1:], passed, each))
 
 
 def computation(images: Tensor | RealImages, num_classes: int, recipe: Recipe) -> Networks:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dam_lightning.functional.host import host_values
+from dam_lightning.functional.host import host_values, to_device
 
 __all__ = [
     "DSA",
@@ -62,9 +62,9 @@ class AugmentationParameters(NamedTuple):
     warp: Tensor
     cutout: Tensor
 
-    def to(self, *args: Any, **kwargs: Any) -> "AugmentationParameters":
-        """Move or cast all three, arguments as `torch.Tensor.to`."""
-        return AugmentationParameters(*(t.to(*args, **kwargs) for t in self))
+    def on(self, like: Tensor) -> "AugmentationParameters":
+        """All three on the device and in the precision of a tensor; the host does not wait."""
+        return AugmentationParameters(*(to_device(t.to(like.dtype), like.device) for t in self))
 
 
 def strategy_operations(strategy: str) -> tuple[int, ...]:
@@ -178,7 +178,7 @@ def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
         raise ValueError(
             f"parameters for {tuple(leading)} do not fit images of shape {tuple(images.shape)}"
         )
-    parameters = parameters.to(device=images.device, dtype=images.dtype)
+    parameters = parameters.on(images)
     # One group is any number of images that share parameters: (P, S, C, H, W).
     grouped = images.reshape(leading.numel(), -1, *images.shape[-3:])
     color, warp, cutout = (t.reshape(leading.numel(), *t.shape[len(leading) :]) for t in parameters)

@@ -1,4 +1,4 @@
-"""Looking at small tensors without making the host wait for a device."""
+"""Looking at small tensors, and handing them over, without making the host wait for a device."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["host_values"]
+__all__ = ["host_values", "to_device"]
 
 
 def host_values(tensor: Tensor) -> np.ndarray[Any, Any] | None:
@@ -20,3 +20,11 @@ def host_values(tensor: Tensor) -> np.ndarray[Any, Any] | None:
         return tensor.detach().numpy()
     except RuntimeError:
         return None
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without making the host wait for the copy."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        # Only copies from pinned memory run while the host goes on.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=True)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dam_lightning.functional.host import host_values
+from dam_lightning.functional.host import host_values, to_device
 
 __all__ = ["distribution_matching_loss", "gradient_matching_loss", "trajectory_matching_loss"]
 
@@ -51,7 +51,7 @@ def distribution_matching_loss(
             raise ValueError(
                 f"real_counts must lie in 1..{real_features.shape[1]}, got {real_counts.tolist()}"
             )
-        counts = real_counts.to(real_features.device, non_blocking=True).unsqueeze(1)
+        counts = to_device(real_counts, real_features.device).unsqueeze(1)
         positions = torch.arange(real_features.shape[1], device=real_features.device)
         # Rows past the count are replaced, not multiplied by zero: they may hold anything.
         valid = (positions < counts).unsqueeze(2)

@@ -1,5 +1,6 @@
 """What all condensation methods share: the parameters, the two losses, and Lightning's hooks."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -29,6 +30,7 @@ from dam_lightning.functional import (
     augment,
     strategy_operations,
 )
+from dam_lightning.functional.host import to_device
 from dam_lightning.methods.checkpoints import (
     CondensedSetBeside,
     changed_arguments,
@@ -300,7 +302,7 @@ class Condenser(EvaluatingModule):
             # A slice, because indices would be copied to the device, and the host wait for it.
             at = slice(piece.start, piece.stop, piece.step)
             leaf = synthetic[at].detach().requires_grad_()
-            counts = groups.counts[at].to(leaf.device, non_blocking=True)
+            counts = to_device(groups.counts[at], leaf.device)
             labels = torch.arange(count, device=leaf.device)[at]
             if self.augmentation is None:
                 real, views = groups.images(piece).to(leaf.dtype), leaf
@@ -313,7 +315,7 @@ class Condenser(EvaluatingModule):
                     seed=self.seed,
                     branch=branch,
                     step=batch.step,
-                ).to(leaf, non_blocking=True)
+                ).on(leaf)
                 real = self._augment_pixels(groups.normalisation, groups.pixels(piece), drawn)
                 views = self._augment(leaf, drawn)
             # Seeded for backbones with dropout, which draws from the global generators; what it
@@ -354,7 +356,16 @@ class Condenser(EvaluatingModule):
         """Whether the work of a step is compiled."""
         if self._compile is not None:
             return self._compile
-        return self._trainer is not None and worth_compiling(self.trainer.max_steps)
+        return self._trainer is not None and worth_compiling(self._steps_to_come)
+
+    @property
+    def _steps_to_come(self) -> int:
+        """Of the whole fit; -1: without end."""
+        trainer = self.trainer
+        epochs, each = trainer.max_epochs, trainer.num_training_batches
+        if trainer.max_steps >= 0 or epochs in (None, -1) or not math.isfinite(each):
+            return trainer.max_steps
+        return int(epochs * each)
 
     def forward_precision(self) -> AbstractContextManager[None]:
         """In what forward passes of networks belong."""

@@ -14,7 +14,7 @@ from dam_lightning.data.groups import GroupedBatch, Groups
 from dam_lightning.evaluation.recipe import RecipeOptions
 from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import DSA
-from dam_lightning.functional.host import host_values
+from dam_lightning.functional.host import host_values, to_device
 from dam_lightning.methods.base import Branch, Condenser, DAMOptions
 from dam_lightning.methods.gradient_matching import GradientMatching, Metric
 from dam_lightning.methods.gradients import carry_gradient
@@ -101,8 +101,7 @@ class DC(Condenser):
         recipe: as in `Condenser`, but the augmentation is that of DM's protocol unless given, since
             the paper tests all methods by it.
         **options: of `Condenser`; ``max_images`` is 512 instead of 1024 where it is not given and
-        the
-            device no CPU.
+            the device no CPU.
 
     Raises:
         ValueError: if an argument is out of its range, or there are no published loops for ``ipc``.
@@ -156,10 +155,10 @@ class DC(Condenser):
         self._networks_step = -1
         self._loaded: dict[str, Any] | None = None
 
-    # The networks.
-
     # Gradients with respect to weights, and their graphs, take twice what embeddings take.
     _accelerator_budget = 512
+
+    # The networks.
 
     def setup(self, stage: str) -> None:
         """In addition, try the backbone and its options before anything is begun.
@@ -446,4 +445,4 @@ def _flat(groups: Groups, per_group: int | None = None) -> tuple[Tensor, Tensor]
     kept = [row[: min(count, len(row))] for row, count in zip(images, counts, strict=True)]
     sizes = torch.tensor([len(row) for row in kept])
     labels = torch.arange(len(kept)).repeat_interleave(sizes)
-    return torch.cat(kept), labels.to(images.device, non_blocking=True)
+    return torch.cat(kept), to_device(labels, images.device)

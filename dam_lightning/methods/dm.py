@@ -52,9 +52,9 @@ class DM(Condenser):
             generator = torch_generator(self.device, self.seed, "network", step)
             self._weights.draw(generator)
         else:
-            fresh = self.fresh_network(step).parameters()
+            fresh = self.fresh_network(step)
             with torch.no_grad():
-                for mine, new in zip(self._network.parameters(), fresh, strict=True):
+                for mine, new in zip(_state(self._network), _state(fresh), strict=True):
                     mine.copy_(new)
         return self._network
 
@@ -105,3 +105,7 @@ class DM(Condenser):
             embedded = [features(piece) for piece in pieces]
         # Means and distances are taken in the images' precision, also under autocast.
         return torch.cat(embedded).to(images.dtype).view(*images.shape[:2], -1)
+
+
+def _state(network: Backbone) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]

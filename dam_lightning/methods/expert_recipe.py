@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dam_lightning.backbones import build_backbone
 from dam_lightning.data.normalisation import Normalisation
-from dam_lightning.data.resident import content_fingerprint, default_cache_dir, to_device
+from dam_lightning.data.resident import content_fingerprint, default_cache_dir
 from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import DSA, strategy_operations
+from dam_lightning.functional.host import to_device
 from dam_lightning.methods.provenance import data_provenance
 from dam_lightning.precision import Precision
 
@@ -187,6 +188,11 @@ class ExpertData:
                 f"{recipe.backbone} with dropout, or another draw at random in its forward pass, "
                 "cannot be an expert: the student's training has to be repeated exactly; switch it "
                 "off (dropout, stochastic_depth_prob, drop_path_rate: 0)"
+            )
+        if not network.is_plain(self.image_shape, self.device):
+            raise ValueError(
+                f"{recipe.backbone} cannot be an expert: its scores depend on the other images of "
+                "a batch, or it keeps something in buffers, and a trajectory holds parameters only"
             )
         return network
 

@@ -15,9 +15,8 @@ from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
 from dam_lightning.methods.expert_store import ExpertStore
 from dam_lightning.methods.expert_training import ExpertEpoch, train_experts
-from dam_lightning.side_by_side import image_budget as expert_budget
 
-__all__ = ["ExpertSet", "expert_budget"]
+__all__ = ["ExpertSet"]
 
 
 class ExpertSet:
@@ -113,7 +112,11 @@ class ExpertSet:
                 progress.update(task, advance=len(done.numbers), loss=f"loss {done.loss:.3f}")
 
     def segment(self, number: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Parameters of an expert after two of its epochs, (P,) each, on the CPU."""
+        """Parameters of an expert after two of its epochs, (P,) each, on the CPU.
+
+        Raises:
+            ValueError: if they are not finite.
+        """
         way = self.store.parameters(number, start), self.store.parameters(number, end)
         if not all(np.isfinite(parameters.numpy()).all() for parameters in way):
             raise ValueError(

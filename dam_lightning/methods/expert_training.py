@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dam_lightning.compilation import worth_compiling
-from dam_lightning.data.resident import to_device
 from dam_lightning.functional import strategy_operations
+from dam_lightning.functional.host import to_device
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
 from dam_lightning.methods.expert_store import ExpertStore
 from dam_lightning.methods.stability import DivergenceError
@@ -77,11 +77,11 @@ def train_experts(
     networks = networks_of(
         recipe.backbone, recipe.backbone_args, data.image_shape, data.num_outputs, data.device
     )
+    together = networks.together(recipe.batch_size, max_images)
     if compile is None:
         left = sum(epochs - done for done, _ in missing)
-        steps = left * -(-len(data) // recipe.batch_size)
+        steps = -(-left // together) * -(-len(data) // recipe.batch_size)
         compile = worth_compiling(work(data.device, data.image_shape, left * len(data), steps))
-    together = networks.together(recipe.batch_size, max_images)
     for _, group in groupby(missing, key=lambda pair: pair[0]):
         same = [number for _, number in group]
         for start in range(0, len(same), together):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dam_lightning.functional import AugmentationParameters, augment, augmentation_parameters
+from dam_lightning.functional.host import to_device
 from dam_lightning.methods.network_gradients import NetworkGradients
 from dam_lightning.randomness import numpy_generator
 
@@ -116,7 +117,7 @@ class InnerTraining:
             return
         sizes = [len(order) for order in orders]
         # One copy to the device for the whole training.
-        indices = torch.split(torch.cat(orders).to(like.device, non_blocking=True), sizes)
+        indices = torch.split(to_device(torch.cat(orders), like.device), sizes)
         if not self._operations:
             yield from (
                 _Batch(own, None, count) for own, count in zip(indices, counts, strict=True)
@@ -127,7 +128,7 @@ class InnerTraining:
             torch.from_numpy(np.repeat(operations, sizes)),
             torch.cat(uniforms),
             (height, width),
-        ).to(like, non_blocking=True)
+        ).on(like)
         split = zip(*(torch.split(t.unsqueeze(0), sizes, 1) for t in parameters), strict=True)
         for own, drawn, count in zip(indices, split, counts, strict=True):
             yield _Batch(own, AugmentationParameters(*drawn), count)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dam_lightning.condensed_set import CondensedSet
 from dam_lightning.data.groups import GroupedBatch
-from dam_lightning.data.resident import to_device
 from dam_lightning.evaluation.recipe import Recipe, RecipeOptions
 from dam_lightning.files import check_writable
+from dam_lightning.functional.host import to_device
 from dam_lightning.methods.base import Branch, Condenser, DAMOptions
 from dam_lightning.methods.draws import dealt_out
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertOptions, ExpertRecipe

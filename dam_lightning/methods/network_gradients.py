@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dam_lightning.allocation import keep_freed_memory
@@ -45,7 +46,6 @@ class NetworkGradients:
     Attributes:
         network: as given.
         is_plain: `FlatNetwork.is_plain`.
-        compiles: whether it is compiled.
     """
 
     def __init__(
@@ -55,12 +55,22 @@ class NetworkGradients:
         device: torch.device,
         compile: bool,
     ) -> None:
-        if device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory()
         self.network = network
         self.is_plain = network.is_plain(image_shape, device)
-        self.compiles = compile and self.is_plain
-        self._of_piece = Compiled(self.uncompiled, "the networks' gradients", enabled=self.compiles)
+        if compile and not self.is_plain:
+            rank_zero_info(
+                "Not compiled: networks with batch normalisation or dropout, which depend on more "
+                "than parameters and an image"
+            )
+        self._of_piece = Compiled(
+            self.uncompiled, "the networks' gradients", enabled=compile and self.is_plain
+        )
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it is compiled."""
+        return self._of_piece.enabled
 
     def parts(self, vector: Tensor) -> list[Tensor]:
         """The parameters (P,), divided into tensors as is fastest.

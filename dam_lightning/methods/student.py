@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp
 
+from dam_lightning.allocation import keep_freed_memory
 from dam_lightning.compilation import Compiled
-from dam_lightning.data.resident import to_device
 from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import (
     AugmentationParameters,
@@ -21,6 +21,7 @@ from dam_lightning.functional import (
     augmentation_parameters,
     trajectory_matching_loss,
 )
+from dam_lightning.functional.host import to_device
 
 __all__ = ["InnerBatch", "Student", "StudentResult", "inner_batches"]
 
@@ -37,7 +38,7 @@ class InnerBatch(NamedTuple):
     augmentation: AugmentationParameters | None
 
     def split(self, most: int) -> Iterator["InnerBatch"]:
-        """The same batch in pieces of at most ``most`` images, as equal as possible."""
+        """The same batch in pieces of at most ``most`` images, of one size but for the last."""
         count = -(-len(self.indices) // most)
         size = -(-len(self.indices) // count)
         for start in range(0, len(self.indices), size):
@@ -87,10 +88,8 @@ def inner_batches(
         torch.tensor(drawn_operations).repeat_interleave(torch.tensor(sizes)),
         torch.cat(uniforms),
         (height, width),
-    ).to(like.dtype)
-    split = zip(
-        *(torch.split(to_device(tensor, like.device), sizes) for tensor in parameters), strict=True
-    )
+    ).on(like)
+    split = zip(*(torch.split(tensor, sizes) for tensor in parameters), strict=True)
     return [
         InnerBatch(batch, AugmentationParameters(*drawn))
         for batch, drawn in zip(indices, split, strict=True)
@@ -121,6 +120,7 @@ class Student:
     """
 
     def __init__(self, network: FlatNetwork, images_at_once: int, compile: bool) -> None:
+        keep_freed_memory()
         self._network = network
         self._images_at_once = images_at_once
         # What is differentiated keeps little: a CPU waits longer for memory than for norms and
@@ -129,11 +129,11 @@ class Student:
             self._gradient_of, "the student's step", enabled=compile, recompute=True
         )
         # Eager, forwards takes more operations, and PyTorch knows not for all networks how.
-        forwards = compile and network.batched
         self._slopes = Compiled(
-            self.slopes_forwards if forwards else self.slopes,
+            self.slopes_forwards if network.batched else self.slopes,
             "the gradient through the student's step",
             enabled=compile,
+            fallback=self.slopes,
         )
 
     def match(

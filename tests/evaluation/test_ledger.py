@@ -30,7 +30,7 @@ def test_a_new_ledger_begins_with_its_columns(tmp_path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == (
         "dataset,ipc,method,dam,seed,steps,backbone,accuracy,deviation,interval,worst_domain,"
-        "networks,device,seconds,peak_memory_mib,version,command"
+        "networks,precision,device,seconds,peak_memory_mib,version,command"
     )
     assert len(lines) == 2
     assert read(path) == [{column: str(value) for column, value in row(ipc=10).items()}]

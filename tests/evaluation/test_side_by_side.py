@@ -160,7 +160,7 @@ def test_compiled_and_in_pieces_equals_eager(
 
 @pytest.mark.parametrize("norm", ["instancenorm", "batchnorm"])
 def test_bfloat16_is_float32_but_for_rounding(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
-    """In training, side by side and by itself, and in the test."""
+    """In training, side by side or by itself; the test is in float32 either way."""
     recipe = {**SMALL, "backbone_args": {**NETWORK, "norm": norm}}
     start = vectors(fresh(1, norm=norm))
     exact, rounded = (trained({**recipe, "precision": p}) for p in ("float32", "bfloat16"))
@@ -180,7 +180,7 @@ def test_bfloat16_is_float32_but_for_rounding(monkeypatch: pytest.MonkeyPatch, n
         monkeypatch.setattr(nn.Linear, "forward", recording)
         judge.update(images, labels, torch.zeros_like(labels))
         monkeypatch.undo()
-        assert set(dtypes) == {getattr(torch, precision)}
+        assert set(dtypes) == {torch.float32}
         dtypes.clear()
 
 

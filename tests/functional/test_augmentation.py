@@ -454,15 +454,15 @@ def test_draws_keep_their_type_and_their_leading_dimensions() -> None:
         parameters = parameters_for(["color", "crop"], draws(2, 5).to(dtype), (8, 8))
         assert [p.dtype for p in parameters] == [dtype] * 3
         assert [tuple(p.shape) for p in parameters] == [(2, 5, 3), (2, 5, 2, 3), (2, 5, 4)]
-        assert parameters.to(torch.float32).warp.dtype == torch.float32
-        assert parameters.to("meta").color.device.type == "meta"
+        assert parameters.on(torch.zeros(())).warp.dtype == torch.float32
+        assert parameters.on(torch.zeros((), device="meta")).color.device.type == "meta"
 
 
 def test_parameters_are_cast_to_the_images_type() -> None:
     images, parameters = pictures(6, 3, 8, 8), parameters_for(OPERATIONS, draws(6).float(), (8, 8))
     changed = augment(images, parameters)
     assert changed.dtype == torch.float64
-    assert torch.equal(changed, augment(images, parameters.to(torch.float64)))
+    assert torch.equal(changed, augment(images, parameters.on(images)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8])
