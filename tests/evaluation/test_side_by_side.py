@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dam_lightning import pieces, side_by_side
-from dam_lightning.backbones import build_backbone
+from dam_lightning.backbones import ConvNet, build_backbone
 from dam_lightning.evaluation import Recipe, evaluator, train_network, training
 from dam_lightning.evaluation.answers import Answers
 from dam_lightning.evaluation.evaluator import Evaluator, train_networks
+from dam_lightning.evaluation.training import training_compiles
 from dam_lightning.functional import DSA, augmentation
 from dam_lightning.side_by_side import Draws, Networks, networks_of, work
 from tests.evaluation.plain_networks import REASONS, Looking, Small
@@ -195,6 +196,23 @@ def test_networks_are_the_same_ones_until_others_are_asked_for() -> None:
     ):
         assert other is not first
     assert small_networks() is not first
+
+
+def test_a_class_that_was_defined_anew_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{__name__}.Mine"
+    found = []
+    for each in (type("Mine", (ConvNet,), {}) for _ in range(2)):
+        monkeypatch.setitem(globals(), "Mine", each)
+        found.append(networks_of(name, NETWORK, SHAPE, CLASSES, CPU))
+        assert type(found[-1].flat.module) is each
+        assert networks_of(name, NETWORK, SHAPE, CLASSES, CPU) is found[-1]
+    assert found[0] is not found[1]
+
+
+def test_networks_that_share_steps_are_worth_compiling_for_those() -> None:
+    recipe, images = Recipe(epochs=100), torch.zeros(10, 3, 32, 32, device="meta")
+    assert not training_compiles(images, recipe, 10)
+    assert training_compiles(images, Recipe(epochs=1000), 10)
 
 
 # What cannot be computed side by side.

@@ -760,6 +760,19 @@ def test_dropout_is_refused(tmp_path: Path) -> None:
         fit(make(backbone=f"{__name__}.Forgetful"), tmp_path)
 
 
+class Centred(ConvNet):
+    """Takes what it sees relative to the other images of the batch."""
+
+    def features(self, images: Tensor) -> Tensor:
+        found = super().features(images)
+        return found - found.mean(dim=0)
+
+
+def test_normalisation_that_is_not_pytorchs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scores depend on the other images of a batch"):
+        fit(make(backbone=f"{__name__}.Centred"), tmp_path)
+
+
 def test_experts_of_a_run_in_double_precision_are_the_same(tmp_path: Path) -> None:
     trajectories = []
     for precision in ("32-true", "64-true"):

@@ -246,3 +246,12 @@ def test_batch_normalisation_is_not_plain() -> None:
     assert not flat.is_plain(SHAPE, torch.device("cpu"))
     for buffer, untouched in zip(flat.module.buffers(), before, strict=True):
         assert torch.equal(buffer, untouched)
+
+
+def test_trying_a_network_leaves_no_trace() -> None:
+    norm = nn.InstanceNorm2d(2, track_running_stats=True)
+    flat = FlatNetwork(nn.Sequential(norm, nn.Flatten(), nn.Linear(32, 3)).double())
+    before = [buffer.clone() for buffer in flat.module.buffers()]
+    assert not flat.is_plain(SHAPE, torch.device("cpu"))
+    for buffer, untouched in zip(flat.module.buffers(), before, strict=True):
+        assert torch.equal(buffer, untouched)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dam_lightning import DM
+from dam_lightning.backbones import ConvNet
 from dam_lightning.data import GroupedBatch
 from dam_lightning.functional import DSA, OPERATIONS
 from dam_lightning.randomness import numpy_generator
@@ -127,6 +128,27 @@ def test_one_compiled_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert_close(loss.detach(), expected.loss_class + 0.1 * expected.loss_domain)
         assert_close(module.images.grad, expected.grad_images)
         assert_close(module.dam.logits.grad, expected.grad_logits)
+
+
+class Projected(ConvNet):
+    """What it draws is not all in parameters."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register_buffer("factors", torch.rand(self.feature_dim))
+
+    def features(self, images: Tensor) -> Tensor:
+        return super().features(images) * self.factors
+
+
+@pytest.mark.filterwarnings("ignore:.*self.log.*")
+def test_a_compiled_step_has_the_buffers_of_its_own_network(tmp_path: Path) -> None:
+    batch, losses = tiny_data(tmp_path).grouped_batch(1), []
+    for compile in (False, True):
+        module = make(ipc=1, backbone=f"{__name__}.Projected", compile=compile)
+        module.network_state(0)
+        losses.append(module.training_step(batch, 0).detach())
+    assert_close(losses[1], losses[0])
 
 
 @pytest.mark.parametrize("dam", [None, {"num_domains": NUM_DOMAINS}])

@@ -1,6 +1,7 @@
 """In which precision networks compute, and what may not be said twice."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +76,17 @@ def test_a_long_run_is_compiled_and_a_short_one_is_not(tmp_path: Path) -> None:
     module.trainer = tiny_trainer(tmp_path, max_steps=20_000)
     assert module.compiles
     assert not DM(compile=False).compiles
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches", "worth"),
+    [(2, 100, False), (10, 100, True), (-1, 100, True), (2, float("inf"), True)],
+)
+def test_a_run_of_epochs_has_their_steps(epochs: int, batches: float, worth: bool) -> None:
+    module: Condenser = DM(backbone_args=SMALL_NETWORK)
+    trainer = SimpleNamespace(max_steps=-1, max_epochs=epochs, num_training_batches=batches)
+    module.trainer = trainer  # type: ignore[assignment]
+    assert module.compiles == worth
 
 
 @pytest.mark.parametrize(("flag", "fast"), [("avx512_bf16", True), ("avx2", False)])
