@@ -2,6 +2,8 @@
 
 import torch
 
+from dam_lightning.allocation import keep_freed_memory
+
 __all__ = ["images_at_once"]
 
 _PIXELS_IN_CACHE = 32 * 32 * 32
@@ -22,4 +24,6 @@ def images_at_once(device: torch.device, height: int, width: int, limit: int) ->
     """
     if device.type != "cpu":
         return limit
+    # What pieces of this size take and leave again and again.
+    keep_freed_memory()
     return max(1, min(limit, _PIXELS_IN_CACHE // (height * width)))

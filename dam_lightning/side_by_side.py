@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from dam_lightning.allocation import keep_freed_memory
 from dam_lightning.backbones import build_backbone
 from dam_lightning.backbones.build import backbone_identity
 from dam_lightning.compilation import Compiled
@@ -92,7 +91,6 @@ class Networks:
         image_shape: tuple[int, int, int],
         device: torch.device,
     ) -> None:
-        keep_freed_memory()
         self._image_shape = image_shape
         self._device = device
         module = make()

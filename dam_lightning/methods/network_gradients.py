@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from dam_lightning.allocation import keep_freed_memory
 from dam_lightning.compilation import Compiled
 from dam_lightning.flat_network import FlatNetwork
 
@@ -55,7 +54,6 @@ class NetworkGradients:
         device: torch.device,
         compile: bool,
     ) -> None:
-        keep_freed_memory()
         self.network = network
         self.is_plain = network.is_plain(image_shape, device)
         if compile and not self.is_plain:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp
 
-from dam_lightning.allocation import keep_freed_memory
 from dam_lightning.compilation import Compiled
 from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import (
@@ -120,7 +119,6 @@ class Student:
     """
 
     def __init__(self, network: FlatNetwork, images_at_once: int, compile: bool) -> None:
-        keep_freed_memory()
         self._network = network
         self._images_at_once = images_at_once
         # What is differentiated keeps little: a CPU waits longer for memory than for norms and
