@@ -177,6 +177,8 @@ class ExpertData:
             group=number,
         )
         network = FlatNetwork(module)
+        if network.is_plain(self.image_shape, self.device):
+            return network
         if network.batch_norms:
             raise ValueError(
                 f"{recipe.backbone} with batch normalisation cannot be an expert: a trajectory "
@@ -189,12 +191,10 @@ class ExpertData:
                 "cannot be an expert: the student's training has to be repeated exactly; switch it "
                 "off (dropout, stochastic_depth_prob, drop_path_rate: 0)"
             )
-        if not network.is_plain(self.image_shape, self.device):
-            raise ValueError(
-                f"{recipe.backbone} cannot be an expert: its scores depend on the other images of "
-                "a batch, or it keeps something in buffers, and a trajectory holds parameters only"
-            )
-        return network
+        raise ValueError(
+            f"{recipe.backbone} cannot be an expert: its scores depend on the other images of a "
+            "batch, or it keeps something in buffers, and a trajectory holds parameters only"
+        )
 
 
 def _digest(tensor: Tensor) -> str:
