@@ -11,7 +11,7 @@ import torch
 from benchmarks.cases import CASES, DEFAULT_CASES, Case
 from benchmarks.tasks import TASKS
 
-__all__ = ["parse"]
+__all__ = ["parse", "positive"]
 
 _NONE = "none"
 
@@ -22,14 +22,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For `argparse`: a whole number from 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
 
 
-_positive.__name__ = "whole number"
+positive.__name__ = "whole number"
 
 
 def _names(text: str, known: Sequence[str], what: str) -> list[str]:
@@ -91,7 +92,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         f"there are {', '.join(TASKS)}",
     )
     add("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    add("--repeats", type=_positive, default=3, metavar="N", help="timed turns; default 3")
+    add("--repeats", type=positive, default=3, metavar="N", help="timed turns; default 3")
     add("--no-variants", action="store_true", help="only the reference and the package's default")
     add(
         "--scaling",
@@ -112,10 +113,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         ("--inner-epochs", "of DC's networks above ipc 1; default the paper's, or 5 on a CPU"),
         ("--student-steps", "of MTT; default the paper's, or 5 on a CPU above ipc 1"),
     ):
-        add(option, type=_positive, metavar="N", help=what)
+        add(option, type=positive, metavar="N", help=what)
     add(
         "--threads",
-        type=_positive,
+        type=positive,
         default=torch.get_num_threads(),
         metavar="N",
         help="of the CPU; default PyTorch's",

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.arguments import positive
 from benchmarks.cases import CASES, Case
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.measure import be_quiet
@@ -94,16 +95,6 @@ def peak_bytes(setting: Setting, max_images: int) -> int:
     return live.peak
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-_positive.__name__ = "whole number"
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.memory",
@@ -112,16 +103,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max-images",
-        type=_positive,
+        type=positive,
         nargs="+",
         default=None,
         help="budgets to count with; None: the package's own on a CPU and elsewhere",
     )
     parser.add_argument(
-        "--batch-real", type=_positive, default=Case.batch_real, help="real images of each group"
+        "--batch-real", type=positive, default=Case.batch_real, help="real images of each group"
     )
     parser.add_argument(
-        "--width", type=_positive, default=Case.width, help="channels of the ConvNet"
+        "--width", type=positive, default=Case.width, help="channels of the ConvNet"
     )
     return parser.parse_args(arguments)
 

@@ -59,7 +59,7 @@ class ModuleStep(Contender):
         self._start = module.images.detach().clone()
         self._optimizer = module.configure_optimizers()
         self._loss: Tensor
-        self.precision = "bfloat16" if module._forward_dtype == torch.bfloat16 else "float32"
+        self.precision = module._forward_precision
 
     def run(self) -> None:
         """One step, in the order of Lightning's automatic optimisation."""

@@ -10,7 +10,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["ALIKE", "FlatNetwork", "probe_images"]
+__all__ = ["ALIKE", "NOT_PLAIN", "FlatNetwork", "probe_images"]
+
+NOT_PLAIN = (
+    "Not compiled: the training of networks with batch normalisation or dropout, which depends on "
+    "more than parameters and single images"
+)
+"""For users who wonder, where not `FlatNetwork.is_plain`."""
 
 ALIKE = 1e-2
 """Largest difference of what is computed in two ways, as a share of it; an error of principle is
@@ -124,6 +130,28 @@ class FlatNetwork:
         """A vector (P,) as the parameters it stands for."""
         pieces = torch.split(vector, self._sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    def parts(self, vector: Tensor, compiled: bool) -> list[Tensor]:
+        """Parameters (P,) divided into tensors as is fastest, for many steps with them.
+
+        On accelerators, where every tensor costs a launch, that is one vector. A CPU takes them one
+        by one; compiled convolutions would reorder their weights there, each time they are called.
+
+        Args:
+            vector: the parameters.
+            compiled: whether compiled functions take them.
+        """
+        if vector.device.type != "cpu":
+            return [vector]
+        parts = self.split(vector)
+        if not compiled:
+            return parts
+        last = torch.channels_last
+        return [p.clone(memory_format=last) if p.ndim == 4 else p.clone() for p in parts]
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The parameters that `parts` divided, (P,)."""
+        return torch.cat([part.flatten() for part in parts])
 
     def shaped(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Parameters as from `split`, given so or as the vector alone, in a list."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Precision", "forward_passes", "has_fast_bfloat16"]
+__all__ = ["Precision", "fast_precision", "forward_passes", "has_fast_bfloat16"]
 
 Precision = Literal["float32", "bfloat16"]
 """Of the forward passes of networks."""
@@ -21,6 +21,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         able = torch.cpu.get_capabilities()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return False
+
+
+def fast_precision(device: torch.device) -> Precision:
+    """bfloat16 where the device is fast at it, else float32."""
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
 def forward_passes(device: torch.device, precision: Precision) -> torch.autocast:

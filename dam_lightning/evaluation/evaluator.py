@@ -4,17 +4,18 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import partial
+from itertools import takewhile
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from dam_lightning.backbones import Backbone
 from dam_lightning.data.sampling import RealImages
 from dam_lightning.evaluation.accuracy import Accuracy, Scores
 from dam_lightning.evaluation.answers import Answers
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.evaluation.training import computation, train_block, training_compiles
+from dam_lightning.flat_network import NOT_PLAIN
 from dam_lightning.side_by_side import work
 
 __all__ = ["Evaluator", "TrainingSet", "evaluate", "train_networks"]
@@ -32,8 +33,7 @@ class Evaluator:
         num_classes: C.
         num_domains: D, at least 1.
         device: where the networks are and test batches come.
-        recipe: of which all of them are, so that they may be computed together and compiled; None:
-            each is computed by itself.
+        recipe: of which all of them are; its backbone, and whether it compiles.
         num_batches: that will come, which decides whether compiling pays.
     """
 
@@ -43,7 +43,7 @@ class Evaluator:
         num_classes: int,
         num_domains: int,
         device: torch.device,
-        recipe: Recipe | None = None,
+        recipe: Recipe,
         num_batches: float = 0,
     ) -> None:
         self.networks = networks
@@ -63,22 +63,19 @@ class Evaluator:
         self._accuracy.update(predictions, labels, domains)
 
     def _predictions(self, images: Tensor) -> Tensor:
-        if self._recipe is None:
-            scores = [network(images.float()) for network in self.networks]
-            return torch.stack([score.argmax(dim=1) for score in scores])
         # Outside inference mode, whose tensors a compiled function may not take.
         with torch.inference_mode(False), torch.no_grad():
             images = images.to(torch.float32, copy=True)
             if self._answers is None:
-                self._answers = self._prepared(images, self._recipe)
+                self._answers = self._prepared(images)
             return self._answers(images)
 
-    def _prepared(self, images: Tensor, recipe: Recipe) -> Answers:
+    def _prepared(self, images: Tensor) -> Answers:
         # A loader without a length may end at once.
         steps = int(self._num_batches) if math.isfinite(self._num_batches) else 0
         passes = len(self.networks) * steps * len(images)
-        compiles = recipe.compiles(work(images.device, images.shape[1:], passes, steps))
-        networks = computation(images, self._num_classes, recipe)
+        compiles = self._recipe.compiles(work(images.device, images.shape[1:], passes, steps))
+        networks = computation(images, self._num_classes, self._recipe)
         return Answers(networks, self.networks, len(images), compiles)
 
     def scores(self) -> Scores:
@@ -107,54 +104,54 @@ def train_networks(
     """
     trained: list[nn.Module] = []
     waiting: list[tuple[Tensor | RealImages, Tensor]] = []
-    start = time.perf_counter()
-    for number in range(recipe.num_networks):
-        waiting.append(training_set(number))
+    start, most = time.perf_counter(), recipe.num_networks
+    while len(trained) < recipe.num_networks:
+        if not waiting:
+            waiting.append(training_set(len(trained)))
         images, _ = waiting[0]
         networks = computation(images, num_classes, recipe)
+        compiles = training_compiles(images, recipe, recipe.num_networks)
+        if compiles and not trained and not networks.is_plain:
+            rank_zero_info(NOT_PLAIN)
         together = networks.together(min(recipe.batch_size, len(images)), max_images)
-        if len(waiting) < min(together, recipe.num_networks - len(trained)):
+        together = min(together, most, recipe.num_networks - len(trained))
+        while len(waiting) < together:
+            waiting.append(training_set(len(trained) + len(waiting)))
+        # Training sets of one kind only; another may come behind.
+        block = list(takewhile(partial(_alike, waiting[0]), waiting[:together]))
+        try:
+            found = train_block(
+                networks,
+                block,
+                num_classes,
+                recipe,
+                seed=seed,
+                numbers=range(len(trained), len(trained) + len(block)),
+                compile=compiles,
+                max_images=max_images,
+            )
+        except torch.OutOfMemoryError:
+            if len(block) == 1:
+                raise
+            rank_zero_warn(
+                f"The memory is too small for {len(block)} networks side by side: half of them"
+            )
+            most = len(block) // 2
             continue
-        numbers = range(len(trained), number + 1)
-        train = partial(
-            train_block,
-            networks,
-            num_classes=num_classes,
-            recipe=recipe,
-            seed=seed,
-            compile=training_compiles(images, recipe, recipe.num_networks),
-            max_images=max_images,
-        )
-        trained += _as_far_as_possible(train, waiting, numbers)
-        waiting = []
-        several = f"s {numbers[0] + 1} to" if len(numbers) > 1 else ""
+        first, trained, waiting = len(trained) + 1, [*trained, *found], waiting[len(block) :]
+        several = f"s {first} to" if len(block) > 1 else ""
         seconds = time.perf_counter() - start
         rank_zero_info(
-            f"Trained network{several} {number + 1} of {recipe.num_networks} ({seconds:.0f} s)"
+            f"Trained network{several} {len(trained)} of {recipe.num_networks} ({seconds:.0f} s)"
         )
     return trained
 
 
-def _as_far_as_possible(
-    train: Callable[..., list[Backbone]],
-    sets: Sequence[tuple[Tensor | RealImages, Tensor]],
-    numbers: Sequence[int],
-) -> list[Backbone]:
-    """Side by side as far as training sets, which must be of one kind, and the memory allow."""
-    try:
-        if len({(type(images), images.shape) for images, _ in sets}) == 1:
-            return train(sets=sets, numbers=numbers)
-    except torch.OutOfMemoryError:
-        if len(sets) == 1:
-            raise
-        rank_zero_warn(
-            f"The memory is too small for {len(sets)} networks side by side: half of them"
-        )
-    half = len(sets) // 2
-    return [
-        *_as_far_as_possible(train, sets[:half], numbers[:half]),
-        *_as_far_as_possible(train, sets[half:], numbers[half:]),
-    ]
+def _alike(
+    one: tuple[Tensor | RealImages, Tensor], other: tuple[Tensor | RealImages, Tensor]
+) -> bool:
+    """Whether two training sets are of one kind and size."""
+    return type(one[0]) is type(other[0]) and one[0].shape == other[0].shape
 
 
 def evaluate(

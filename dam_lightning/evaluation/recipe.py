@@ -9,7 +9,7 @@ import torch
 
 from dam_lightning.compilation import worth_compiling
 from dam_lightning.functional import DSA, strategy_operations
-from dam_lightning.precision import Precision, forward_passes, has_fast_bfloat16
+from dam_lightning.precision import Precision, fast_precision, forward_passes
 
 __all__ = ["BackboneOptions", "Recipe", "RecipeOptions"]
 
@@ -139,7 +139,7 @@ class Recipe:
 
     def precision_on(self, device: torch.device) -> Precision:
         """Of the networks' forward passes in their training on a device."""
-        return self.precision or ("bfloat16" if has_fast_bfloat16(device) else "float32")
+        return self.precision or fast_precision(device)
 
     def forward_passes(self, device: torch.device) -> torch.autocast:
         """A context for the networks' forward passes on a device, to be entered for every step."""

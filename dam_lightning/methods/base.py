@@ -369,23 +369,24 @@ class Condenser(EvaluatingModule):
 
     def forward_precision(self) -> AbstractContextManager[None]:
         """In what forward passes of networks belong."""
-        half = self._forward_dtype == torch.bfloat16
-        return forward_passes(self.device, "bfloat16" if half else "float32")
+        return forward_passes(self.device, self._forward_precision)
 
     @property
-    def _forward_dtype(self) -> torch.dtype:
+    def _forward_precision(self) -> Precision:
         if self._precision is not None:
-            return torch.bfloat16 if self._precision == "bfloat16" else torch.float32
+            return self._precision
         if self.images.dtype != torch.float32:
-            return self.images.dtype
+            # Trainer's 64-true: nothing is cast.
+            return "float32"
         if torch.is_autocast_enabled(self.device.type):
-            return torch.get_autocast_dtype(self.device.type)
-        return self._default_dtype
+            # Trainer's bf16-mixed; 16-mixed is refused.
+            return "bfloat16"
+        return self._default_precision
 
     @property
-    def _default_dtype(self) -> torch.dtype:
+    def _default_precision(self) -> Precision:
         """Of the forward passes, where nobody said anything."""
-        return torch.float32
+        return "float32"
 
     @cached_property
     def _augment(self) -> Compiled[Tensor]:
@@ -451,9 +452,8 @@ class Condenser(EvaluatingModule):
                     f"{name} is {ours}, but the data has {value}; leave the argument out, or give "
                     "the data it was meant for"
                 )
-        # Compiled anew, for this Trainer's device and number of steps.
-        for name in ("_augment", "_augment_pixels"):
-            self.__dict__.pop(name, None)
+        # For this Trainer's device and number of steps.
+        self.forget_compiled()
         self._provenance = data_provenance(data)
         self._whitening = getattr(data, "whitening", None)
         strategy = self.trainer.strategy
@@ -468,6 +468,18 @@ class Condenser(EvaluatingModule):
             with torch.no_grad():
                 self.images.copy_(random_images(data, self.ipc, self.seed, "init"))
         self._images_are_initial = False
+
+    def teardown(self, stage: str) -> None:
+        """Free the memory that compiled functions hold on an accelerator."""
+        self.forget_compiled()
+
+    def forget_compiled(self) -> None:
+        """Drop all that is compiled, to be compiled anew when it is needed.
+
+        A method that keeps compiled functions, or networks for them, drops these too.
+        """
+        for name in ("_augment", "_augment_pixels"):
+            self.__dict__.pop(name, None)
 
     def _check_fit(self, data: Any) -> None:
         """Refuse what must not be condensed, before anything is made."""

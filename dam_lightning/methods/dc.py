@@ -151,9 +151,9 @@ class DC(Condenser):
         self._batch_train = batch_train
         self._networks: dict[Branch, _Inner] = {}
         self._architectures: dict[Branch, _Architecture] = {}
-        # The step whose networks these are; loaded ones are made when they are needed.
+        # The step whose networks these are; unfinished ones are made again when they are needed.
         self._networks_step = -1
-        self._loaded: dict[str, Any] | None = None
+        self._saved_networks: dict[str, Any] | None = None
 
     # Gradients with respect to weights, and their graphs, take twice what embeddings take.
     _accelerator_budget = 512
@@ -170,8 +170,6 @@ class DC(Condenser):
         super().setup(stage)
         if stage != "fit":
             return
-        # Made anew for this Trainer's device and number of steps.
-        self._architectures = {}
         domains = 0 if self.dam is None or self.dam.weight == 0 else self.dam.num_domains
         if self.domain_outputs == "classes" and domains > self._num_classes:
             raise MisconfigurationException(
@@ -179,6 +177,13 @@ class DC(Condenser):
                 f"too few for dam.num_domains {domains}; use domains"
             )
         self.fresh_network(0)
+
+    def forget_compiled(self) -> None:
+        """In addition, gradients and what compares them."""
+        super().forget_compiled()
+        # For a fit that goes on in the middle of an outer loop.
+        self._saved_networks = self._unfinished()
+        self._networks, self._architectures = {}, {}
 
     def training_step(self, batch: GroupedBatch, batch_idx: int) -> Tensor:
         """One image update, after the networks' training on the images of the update before."""
@@ -199,8 +204,8 @@ class DC(Condenser):
         if position == 0:
             self._networks = self._fresh(iteration)
         else:
-            if self._loaded is not None:
-                self._networks = self._restored(iteration, self._loaded)
+            if self._saved_networks is not None:
+                self._networks = self._restored(iteration, self._saved_networks)
             if self._networks_step != batch.step - 1:
                 raise MisconfigurationException(
                     f"step {batch.step} goes on with the networks of the step before, which are "
@@ -208,7 +213,7 @@ class DC(Condenser):
                 )
             for branch, inner in self._networks.items():
                 self._networks[branch] = self._trained(branch, inner, batch)
-        self._loaded = None
+        self._saved_networks = None
         self._networks_step = batch.step
 
     def _fresh(self, iteration: int) -> dict[Branch, _Inner]:
@@ -367,14 +372,9 @@ class DC(Condenser):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the networks, in the middle of an outer loop, where nothing else tells them."""
         super().on_save_checkpoint(checkpoint)
-        if self._loaded is not None:
-            # Saved again before a step was made.
-            checkpoint["condenser"]["networks"] = self._loaded
-        elif self._networks and (self._networks_step + 1) % self.outer_loop:
-            saved: dict[str, Any] = {"step": self._networks_step}
-            for branch, inner in self._networks.items():
-                saved[branch] = [inner.vector, *inner.network.module.buffers()]
-            checkpoint["condenser"]["networks"] = saved
+        networks = self._unfinished()
+        if networks is not None:
+            checkpoint["condenser"]["networks"] = networks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """In addition, take the networks of a checkpoint from the middle of an outer loop.
@@ -393,7 +393,19 @@ class DC(Condenser):
                 f"after {steps} steps, where not both begin anew: go on with {theirs}"
             )
         self._networks, self._networks_step = {}, -1
-        self._loaded = checkpoint["condenser"].get("networks")
+        self._saved_networks = checkpoint["condenser"].get("networks")
+
+    def _unfinished(self) -> dict[str, Any] | None:
+        """The networks in the middle of an outer loop, which training goes on with."""
+        if not self._networks:
+            # Those of a checkpoint, as long as no step was made.
+            return self._saved_networks
+        if (self._networks_step + 1) % self.outer_loop == 0:
+            return None
+        unfinished: dict[str, Any] = {"step": self._networks_step}
+        for branch, inner in self._networks.items():
+            unfinished[branch] = [inner.vector, *inner.network.module.buffers()]
+        return unfinished
 
     def _restored(self, iteration: int, loaded: dict[str, Any]) -> dict[Branch, _Inner]:
         """The networks of a checkpoint."""

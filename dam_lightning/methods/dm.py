@@ -14,7 +14,7 @@ from dam_lightning.compilation import Compiled
 from dam_lightning.functional import distribution_matching_loss
 from dam_lightning.methods.base import Condenser
 from dam_lightning.methods.gradients import recomputed
-from dam_lightning.precision import has_fast_bfloat16
+from dam_lightning.precision import Precision, fast_precision
 from dam_lightning.randomness import torch_generator
 
 __all__ = ["DM"]
@@ -37,11 +37,14 @@ class DM(Condenser):
     def setup(self, stage: str) -> None:
         """In addition, try the backbone and its options before anything is begun."""
         super().setup(stage)
-        # As in Condenser: compiled anew.
-        for name in ("_network", "_features", "_weights"):
-            self.__dict__.pop(name, None)
         if stage == "fit":
             self._checked(self.fresh_network(0))
+
+    def forget_compiled(self) -> None:
+        """In addition, the embedding and its network."""
+        super().forget_compiled()
+        for name in ("_network", "_features", "_weights"):
+            self.__dict__.pop(name, None)
 
     def network_state(self, step: int) -> Backbone:
         """A fresh random network, frozen."""
@@ -81,9 +84,9 @@ class DM(Condenser):
         return Compiled(self._network.features, "the embedding")
 
     @property
-    def _default_dtype(self) -> torch.dtype:
+    def _default_precision(self) -> Precision:
         # Mean embeddings under random networks do not suffer; see benchmarks/README.md.
-        return torch.bfloat16 if has_fast_bfloat16(self.device) else torch.float32
+        return fast_precision(self.device)
 
     def matching_loss(
         self, state: Backbone, real: Tensor, counts: Tensor, synthetic: Tensor, labels: Tensor

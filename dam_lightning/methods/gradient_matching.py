@@ -9,8 +9,8 @@ from torch.func import grad, grad_and_value, vmap
 
 from dam_lightning.compilation import Compiled
 from dam_lightning.functional import gradient_matching_loss
-from dam_lightning.methods.gradients import Draws
-from dam_lightning.methods.network_gradients import NetworkGradients, added
+from dam_lightning.methods.gradients import RepeatedDraws, added
+from dam_lightning.methods.network_gradients import NetworkGradients
 
 __all__ = ["GradientMatching", "Metric"]
 
@@ -94,7 +94,7 @@ class GradientMatching:
 
     def _draws(self, device: torch.device) -> AbstractContextManager[None]:
         """Draws of a forward pass that comes now, for its repetition."""
-        return nullcontext() if self._gradients.is_plain else Draws(device).again()
+        return nullcontext() if self._gradients.is_plain else RepeatedDraws(device).again()
 
     def _matched(
         self,

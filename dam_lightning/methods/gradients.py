@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "carry_gradient", "recomputed"]
+__all__ = ["RepeatedDraws", "added", "carry_gradient", "recomputed"]
 
 
 class _CarriedGradient(torch.autograd.Function):
@@ -41,7 +41,7 @@ def carry_gradient(value: Tensor, gradients: Sequence[Tensor], tensors: Sequence
     return carried
 
 
-class Draws:
+class RepeatedDraws:
     """What PyTorch's global generators will draw next, to be drawn a second time.
 
     For what is computed again and contains dropout.
@@ -77,7 +77,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.function = function
         device = tensor.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        ctx.draws = Draws(tensor.device)
+        ctx.draws = RepeatedDraws(tensor.device)
         ctx.save_for_backward(tensor)
         return function(tensor)
 
@@ -107,3 +107,10 @@ def recomputed(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
         return function(tensor)
     result: Tensor = _Recomputed.apply(function, tensor)
     return result
+
+
+def added(total: list[Tensor] | None, further: list[Tensor]) -> list[Tensor]:
+    """The sum of two gradients, tensor by tensor; the first may not be there yet."""
+    if total is None:
+        return further
+    return [ours + theirs for ours, theirs in zip(total, further, strict=True)]

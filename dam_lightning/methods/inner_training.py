@@ -98,7 +98,7 @@ class InnerTraining:
                 ]
                 # Autocast keeps casts of the parameters, which are others now.
                 torch.clear_autocast_cache()
-        return gradients.vector(parts)
+        return gradients.network.joined(parts)
 
     def _batches(self, like: Tensor, stream: str, step: int, least: int) -> Iterator[_Batch]:
         """All steps, filled up to ``least`` images, for N images ``like`` (N, C, H, W)."""

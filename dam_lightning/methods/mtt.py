@@ -208,8 +208,6 @@ class MTT(Condenser):
                 ones or damaged files, or the backbone has batch normalisation.
         """
         super().setup(stage)
-        # As in Condenser: compiled anew.
-        self._students = {}
         if stage != "fit":
             return
         self._experts = {"class": self._expert_set("class", None)}
@@ -240,6 +238,11 @@ class MTT(Condenser):
                     f"experts that other processes trained are not in {experts.store.folder}: "
                     "give experts.folder a folder that all processes share"
                 )
+
+    def forget_compiled(self) -> None:
+        """In addition, the students."""
+        super().forget_compiled()
+        self._students = {}
 
     def _expert_set(self, branch: Branch, num_domains: int | None) -> ExpertSet:
         asked = self._expert_options[branch]

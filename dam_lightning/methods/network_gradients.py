@@ -9,9 +9,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dam_lightning.compilation import Compiled
-from dam_lightning.flat_network import FlatNetwork
+from dam_lightning.flat_network import NOT_PLAIN, FlatNetwork
+from dam_lightning.methods.gradients import added
 
-__all__ = ["NetworkGradients", "Piece", "added"]
+__all__ = ["NetworkGradients", "Piece"]
 
 
 class Piece(NamedTuple):
@@ -57,10 +58,7 @@ class NetworkGradients:
         self.network = network
         self.is_plain = network.is_plain(image_shape, device)
         if compile and not self.is_plain:
-            rank_zero_info(
-                "Not compiled: networks with batch normalisation or dropout, which depend on more "
-                "than parameters and an image"
-            )
+            rank_zero_info(NOT_PLAIN)
         self._of_piece = Compiled(
             self.uncompiled, "the networks' gradients", enabled=compile and self.is_plain
         )
@@ -71,22 +69,8 @@ class NetworkGradients:
         return self._of_piece.enabled
 
     def parts(self, vector: Tensor) -> list[Tensor]:
-        """The parameters (P,), divided into tensors as is fastest.
-
-        On accelerators, where every tensor costs a launch, that is one vector. A CPU takes them one
-        by one; compiled convolutions would reorder their weights there, each time they are called.
-        """
-        if vector.device.type != "cpu":
-            return [vector]
-        parts = self.network.split(vector)
-        if not self.compiles:
-            return parts
-        last = torch.channels_last
-        return [p.clone(memory_format=last) if p.ndim == 4 else p.clone() for p in parts]
-
-    def vector(self, parts: list[Tensor]) -> Tensor:
-        """The parameters that `parts` divided, (P,)."""
-        return torch.cat([part.flatten() for part in parts])
+        """Parameters (P,) as `FlatNetwork.parts`."""
+        return self.network.parts(vector, self.compiles)
 
     def uncompiled(
         self, parts: list[Tensor], images: Tensor, labels: Tensor, weights: Tensor
@@ -155,13 +139,6 @@ class NetworkGradients:
             total = added(total, self(parts, piece))
         assert total is not None
         return total
-
-
-def added(total: list[Tensor] | None, further: list[Tensor]) -> list[Tensor]:
-    """The sum of gradients, of which there may be none yet."""
-    if total is None:
-        return further
-    return [ours + theirs for ours, theirs in zip(total, further, strict=True)]
 
 
 def _cut(tensor: Tensor, rows: slice) -> Tensor:

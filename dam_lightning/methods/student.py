@@ -21,6 +21,7 @@ from dam_lightning.functional import (
     trajectory_matching_loss,
 )
 from dam_lightning.functional.host import to_device
+from dam_lightning.methods.gradients import added
 
 __all__ = ["InnerBatch", "Student", "StudentResult", "inner_batches"]
 
@@ -123,9 +124,7 @@ class Student:
         self._images_at_once = images_at_once
         # What is differentiated keeps little: a CPU waits longer for memory than for norms and
         # activations that are computed again.
-        self._gradient = Compiled(
-            self._gradient_of, "the student's step", enabled=compile, recompute=True
-        )
+        self._step = Compiled(self._stepped, "the student's step", enabled=compile, recompute=True)
         # Eager, forwards takes more operations, and PyTorch knows not for all networks how.
         self._slopes = Compiled(
             self.slopes_forwards if network.batched else self.slopes,
@@ -171,25 +170,24 @@ class Student:
         target: Tensor,
     ) -> StudentResult:
         """With the graph of everything."""
-        gradient: Callable[..., Tensor] = self._gradient
+        step: Callable[..., list[Tensor]] = self._step
         if pool.device.type != "cpu":
             # A compiled function would be captured once for each step, with memory of its own.
-            gradient = self._gradient_of
+            step = self._stepped
         step_size = step_size.requires_grad_()
         # The first step is compiled like the others, whose parameters have a graph.
-        student = start.detach().requires_grad_()
+        student = [part.requires_grad_() for part in self._parts(start)]
         pieces: list[InnerBatch] = []
         leaves: list[Tensor] = []
         for batch in batches:
-            change = torch.zeros_like(start)
+            stepped = _twin(student)
             for piece in batch.split(self._images_at_once):
                 pieces.append(piece)
                 leaves.append(pool[piece.indices].requires_grad_())
-                change = change + gradient(
-                    student, leaves[-1], *_rest(piece, batch, labels, pool.dtype)
-                )
-            student = student - step_size * change
-        loss = trajectory_matching_loss(student, start, target)
+                rest = _rest(piece, batch, labels, pool.dtype)
+                stepped = step(student, stepped, step_size, leaves[-1], *rest)
+            student = stepped
+        loss = trajectory_matching_loss(self._network.joined(student), start, target)
         of_step_size, *found = torch.autograd.grad(loss, [step_size, *leaves])
         of_pool = torch.zeros_like(pool)
         for piece, of_chosen in zip(pieces, found, strict=True):
@@ -210,19 +208,24 @@ class Student:
         With a step ``s' = s - a g(s, x)`` and the loss' gradient ``v'`` with respect to ``s'``, the
         gradients are ``v = v' - a d(g.v')/ds``, ``-a d(g.v')/dx`` and ``-g.v'`` for ``a``.
         """
-        students = [start]
+        students = [self._parts(start)]
         with torch.no_grad():
             for batch in batches:
-                gradient = torch.zeros_like(start)
+                stepped = _twin(students[-1])
                 for piece in batch.split(self._images_at_once):
                     rest = _rest(piece, batch, labels, pool.dtype)
-                    gradient += self._gradient(students[-1], pool[piece.indices], *rest)
-                students.append(students[-1] - step_size * gradient)
+                    stepped = self._step(
+                        students[-1], stepped, step_size, pool[piece.indices], *rest
+                    )
+                students.append(stepped)
         # Named apart from the student's gradient: this is how the loss changes with the student.
-        adjoint, loss = grad_and_value(trajectory_matching_loss)(students.pop(), start, target)
+        end = self._network.joined(students.pop())
+        slope_at_end, loss = grad_and_value(trajectory_matching_loss)(end, start, target)
+        adjoint = self._parts(slope_at_end)
         of_pool, of_step_size = torch.zeros_like(pool), torch.zeros_like(step_size)
         for batch in reversed(batches):
-            student, change = students.pop(), torch.zeros_like(adjoint)
+            student = students.pop()
+            change: list[Tensor] | None = None
             for piece in batch.split(self._images_at_once):
                 rest = _rest(piece, batch, labels, pool.dtype)
                 with torch.no_grad():
@@ -231,15 +234,19 @@ class Student:
                     )
                 _add(of_pool, piece, -step_size * of_chosen)
                 of_step_size -= slope
-                change += of_student
-            adjoint = adjoint - step_size * change
+                change = added(change, of_student)
+            assert change is not None
+            adjoint = [a - step_size * c for a, c in zip(adjoint, change, strict=True)]
         return StudentResult(loss, of_pool, of_step_size)
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        return self._network.parts(vector.detach(), self._step.enabled)
 
     # What is compiled.
 
     def _loss(
         self,
-        vector: Tensor,
+        parts: list[Tensor],
         images: Tensor,
         labels: Tensor,
         weights: Tensor,
@@ -250,76 +257,96 @@ class Student:
         if torch.compiler.is_compiling():
             # As convolutions are compiled; what is kept of a step need not be turned then.
             images = images.contiguous(memory_format=torch.channels_last)
-        return self._network.loss([vector], images, labels, weights)
+        return self._network.loss(parts, images, labels, weights)
 
-    def _gradient_of(
+    def _stepped(
         self,
-        vector: Tensor,
+        parts: list[Tensor],
+        stepped: list[Tensor],
+        step_size: Tensor,
         images: Tensor,
         labels: Tensor,
         weights: Tensor,
         drawn: AugmentationParameters | None,
-    ) -> Tensor:
-        """Gradient of a piece's share in the loss of a step, (P,)."""
-        gradient: Tensor = grad(self._loss)(vector, images, labels, weights, drawn)
+    ) -> list[Tensor]:
+        """How far a piece of a batch takes the parameters, from where those before took them."""
+        gradient = self._gradient_of(parts, images, labels, weights, drawn)
+        return [part - step_size * g for part, g in zip(stepped, gradient, strict=True)]
+
+    def _gradient_of(
+        self,
+        parts: list[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        drawn: AugmentationParameters | None,
+    ) -> list[Tensor]:
+        """Gradient of a piece's share in the loss of a step, like the parameters."""
+        gradient: list[Tensor] = grad(self._loss)(parts, images, labels, weights, drawn)
         return gradient
 
     def slopes(
         self,
-        vector: Tensor,
+        parts: list[Tensor],
         images: Tensor,
         labels: Tensor,
         weights: Tensor,
         drawn: AugmentationParameters | None,
-        direction: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        direction: list[Tensor],
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         """How the slope of a piece's loss along a direction changes.
 
         Args:
-            vector: the student's parameters, (P,).
+            parts: the student's parameters, as `FlatNetwork.parts`.
             images: (N, C, H, W), before augmentation.
             labels: (N,) int64.
             weights: (N,), shares in the loss.
             drawn: augmentation of each image, or None.
-            direction: (P,).
+            direction: like the parameters.
 
         Returns:
-            Gradients of the slope with respect to the parameters, (P,), and to the images; and the
-            slope itself, a scalar.
+            Gradients of the slope with respect to the parameters, and to the images; and the slope
+            itself, a scalar.
         """
 
-        def along(vector: Tensor, images: Tensor) -> Tensor:
-            gradient = self._gradient_of(vector, images, labels, weights, drawn)
+        def along(parts: list[Tensor], images: Tensor) -> Tensor:
+            gradient = self._gradient_of(parts, images, labels, weights, drawn)
             # Not a matrix product, which autocast would round to bfloat16.
-            return (gradient * direction).sum()
+            products = [(g * d).sum() for g, d in zip(gradient, direction, strict=True)]
+            return torch.stack(products).sum()
 
-        (of_vector, of_images), slope = grad_and_value(along, argnums=(0, 1))(vector, images)
-        return of_vector, of_images, slope
+        (of_parts, of_images), slope = grad_and_value(along, argnums=(0, 1))(parts, images)
+        return of_parts, of_images, slope
 
     def slopes_forwards(
         self,
-        vector: Tensor,
+        parts: list[Tensor],
         images: Tensor,
         labels: Tensor,
         weights: Tensor,
         drawn: AugmentationParameters | None,
-        direction: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        direction: list[Tensor],
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         """The same as `slopes`, with the slope from a forward pass.
 
         It takes 8 convolutions where that takes 9, all of the usual kind; for the second derivative
         of a convolution's gradient PyTorch uses kernels as large as images.
         """
 
-        def along(vector: Tensor, images: Tensor) -> Tensor:
-            def loss(vector: Tensor) -> Tensor:
-                return self._loss(vector, images, labels, weights, drawn)
+        def along(parts: list[Tensor], images: Tensor) -> Tensor:
+            def loss(parts: list[Tensor]) -> Tensor:
+                return self._loss(parts, images, labels, weights, drawn)
 
-            slope: Tensor = jvp(loss, (vector,), (direction,))[1]
+            slope: Tensor = jvp(loss, (parts,), (direction,))[1]
             return slope
 
-        (of_vector, of_images), slope = grad_and_value(along, argnums=(0, 1))(vector, images)
-        return of_vector, of_images, slope
+        (of_parts, of_images), slope = grad_and_value(along, argnums=(0, 1))(parts, images)
+        return of_parts, of_images, slope
+
+
+def _twin(parts: list[Tensor]) -> list[Tensor]:
+    """The same parameters as other tensors: the same twice would be compiled for itself."""
+    return [part.view_as(part) for part in parts]
 
 
 def _rest(

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from dam_lightning.backbones import build_backbone
 from dam_lightning.evaluation import Accuracy, Evaluator, Figure, Recipe, Scores, evaluate
 
 SHAPES = [(3, 4, 3), (1, 4, 3), (3, 1, 3), (3, 4, 1), (1, 1, 1), (2, 7, 4)]
@@ -126,22 +127,19 @@ def test_a_figure_prints_as_in_the_papers() -> None:
     assert str(Figure.of(torch.tensor([0.25, 0.35], dtype=torch.float64))) == "30.0 ± 5.0"
 
 
-class Constant(nn.Module):
-    """Says the same class for every image, and scores by nothing else."""
-
-    def __init__(self, answer: int) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, images: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled()
-        scores = images.new_zeros(len(images), 3)
-        scores[:, self.answer] = 1
-        return scores
+def always(answer: int, recipe: Recipe) -> nn.Module:
+    """A network that says the same class for every image."""
+    network = build_backbone(recipe.backbone, (3, 4, 4), 3, recipe.backbone_args)
+    for parameter in network.requires_grad_(False).parameters():
+        parameter.zero_()
+    network.classifier.bias[answer] = 1
+    return network
 
 
 def test_an_evaluator_tests_every_network() -> None:
-    evaluator = Evaluator([Constant(0), Constant(2)], 3, 2, torch.device("cpu"))
+    recipe = Recipe(backbone_args={"width": 4, "depth": 1})
+    networks = [always(0, recipe), always(2, recipe)]
+    evaluator = Evaluator(networks, 3, 2, torch.device("cpu"), recipe)
     for labels, domains in (([0, 0, 1], [0, 1, 0]), ([2], [1])):
         images = torch.zeros(len(labels), 3, 4, 4)
         evaluator.update(images, torch.tensor(labels), torch.tensor(domains))

@@ -81,7 +81,7 @@ def test_compiling_is_no_part_of_the_protocol() -> None:
 def test_the_precision_is_one_the_device_is_fast_at(
     fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dam_lightning.evaluation.recipe.has_fast_bfloat16", lambda _: fast)
+    monkeypatch.setattr("dam_lightning.precision.has_fast_bfloat16", lambda _: fast)
     device = torch.device("cpu")
     assert Recipe().precision_on(device) == ("bfloat16" if fast else "float32")
     for given in ("float32", "bfloat16"):

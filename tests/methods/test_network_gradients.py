@@ -62,7 +62,7 @@ def test_pieces_add_up_to_the_gradient(count: int, most: int, as_vector: bool) -
         expected = torch.cat(
             [g.flatten() for g in autograd(module(), images[group], labels[group], weights[group])]
         )
-        assert_close(ours.vector([part[group] for part in found]), expected)
+        assert_close(ours.network.joined([part[group] for part in found]), expected)
 
 
 def test_pieces_are_of_one_size_and_count_every_image_once() -> None:
@@ -107,10 +107,10 @@ def test_compiled_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels, weights = groups(1, 7)
     for vector in (compiled.network.initial(), 2 * compiled.network.initial()):
         parts = compiled.parts(vector)
-        assert torch.equal(compiled.vector(parts), vector)
+        assert torch.equal(compiled.network.joined(parts), vector)
         found = compiled.summed(parts, images, labels, weights, 3)
         expected = plain.summed(plain.parts(vector), images, labels, weights, 7)
-        assert_close(compiled.vector(found), plain.vector(expected))
+        assert_close(compiled.network.joined(found), plain.network.joined(expected))
     assert len(said) == 2
 
 

@@ -9,7 +9,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dam_lightning import DM, Condenser
-from dam_lightning.methods import dm
 from dam_lightning.precision import has_fast_bfloat16
 from tests.tiny import SMALL_NETWORK, tiny_data, tiny_trainer
 
@@ -42,7 +41,7 @@ def test_of_the_embedding(
     fast: bool,
     expected: torch.dtype,
 ) -> None:
-    monkeypatch.setattr(dm, "has_fast_bfloat16", lambda _: fast)
+    monkeypatch.setattr("dam_lightning.precision.has_fast_bfloat16", lambda _: fast)
     module = Seen(backbone_args=SMALL_NETWORK, precision=precision)
     tiny_trainer(tmp_path, max_steps=1, precision=trainer).fit(
         module, datamodule=tiny_data(tmp_path)
