@@ -21,6 +21,7 @@ from benchmarks.package_dc import PackageDC
 from benchmarks.package_mtt import PackageMTT
 from benchmarks.package_step import ModuleStep
 from dam_lightning import DC, pieces
+from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.functional import DSA
 
 __all__ = ["SETTINGS", "Setting", "main", "peak_bytes"]
@@ -89,6 +90,7 @@ def peak_bytes(setting: Setting, max_images: int) -> int:
         live,
         patch.object(pieces, "_PIXELS_IN_CACHE", sys.maxsize),
         patch.object(DC, "groups_together", True),
+        patch.object(FlatNetwork, "parts", lambda network, vector, compiled: [vector]),
     ):
         for _ in range(setting.steps):
             step.run()

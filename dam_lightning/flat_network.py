@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 __all__ = ["ALIKE", "NOT_PLAIN", "FlatNetwork", "probe_images"]
 
 NOT_PLAIN = (
-    "Not compiled: the training of networks with batch normalisation or dropout, which depends on "
-    "more than parameters and single images"
+    "Not compiled: the training of networks that depend on more than parameters and single images, "
+    "as with batch normalisation or dropout"
 )
 """For users who wonder, where not `FlatNetwork.is_plain`."""
 
@@ -146,8 +146,7 @@ class FlatNetwork:
         parts = self.split(vector)
         if not compiled:
             return parts
-        last = torch.channels_last
-        return [p.clone(memory_format=last) if p.ndim == 4 else p.clone() for p in parts]
+        return [part.clone(memory_format=_layout(part)) for part in parts]
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """The parameters that `parts` divided, (P,)."""
@@ -215,3 +214,14 @@ class FlatNetwork:
             return tuple(map(torch.stack, zip(*one_by_one, strict=True)))
         batched = vmap(gradient, in_dims=(None, 0, 0, 0), randomness="different")
         return tuple(batched(list(parameters), images, labels, weights))
+
+
+def _layout(part: Tensor) -> torch.memory_format:
+    """As compiled convolutions take their weights.
+
+    Weights that lie so already keep their strides: others that mean the same are lost in
+    computations, and what they come to would be compiled for itself.
+    """
+    if part.ndim != 4 or part.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last

@@ -33,7 +33,8 @@ class Evaluator:
         num_classes: C.
         num_domains: D, at least 1.
         device: where the networks are and test batches come.
-        recipe: of which all of them are; its backbone, and whether it compiles.
+        recipe: its backbone is what all of them are, and computes their scores from their
+            parameters and buffers; it says whether that is compiled.
         num_batches: that will come, which decides whether compiling pays.
     """
 

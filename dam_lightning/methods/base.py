@@ -470,13 +470,15 @@ class Condenser(EvaluatingModule):
         self._images_are_initial = False
 
     def teardown(self, stage: str) -> None:
-        """Free the memory that compiled functions hold on an accelerator."""
+        """Drop what is compiled, and the memory that it holds on an accelerator."""
+        super().teardown(stage)
         self.forget_compiled()
 
     def forget_compiled(self) -> None:
         """Drop all that is compiled, to be compiled anew when it is needed.
 
-        A method that keeps compiled functions, or networks for them, drops these too.
+        Called by `setup`, before anything was made, and by `teardown`. A method that keeps compiled
+        functions, or networks for them, drops these too.
         """
         for name in ("_augment", "_augment_pixels"):
             self.__dict__.pop(name, None)

@@ -211,8 +211,11 @@ class DC(Condenser):
                     f"step {batch.step} goes on with the networks of the step before, which are "
                     "not here: resume from a checkpoint of this run"
                 )
-            for branch, inner in self._networks.items():
-                self._networks[branch] = self._trained(branch, inner, batch)
+            # All or none, for a checkpoint of a run that ends in here.
+            self._networks = {
+                branch: self._trained(branch, inner, batch)
+                for branch, inner in self._networks.items()
+            }
         self._saved_networks = None
         self._networks_step = batch.step
 
@@ -397,8 +400,8 @@ class DC(Condenser):
 
     def _unfinished(self) -> dict[str, Any] | None:
         """The networks in the middle of an outer loop, which training goes on with."""
-        if not self._networks:
-            # Those of a checkpoint, as long as no step was made.
+        if self._saved_networks is not None or not self._networks:
+            # No step was made with them.
             return self._saved_networks
         if (self._networks_step + 1) % self.outer_loop == 0:
             return None

@@ -187,6 +187,8 @@ class Student:
                 rest = _rest(piece, batch, labels, pool.dtype)
                 stepped = step(student, stepped, step_size, leaves[-1], *rest)
             student = stepped
+            # Autocast keeps casts of the parameters, which are others now.
+            torch.clear_autocast_cache()
         loss = trajectory_matching_loss(self._network.joined(student), start, target)
         of_step_size, *found = torch.autograd.grad(loss, [step_size, *leaves])
         of_pool = torch.zeros_like(pool)
@@ -218,6 +220,7 @@ class Student:
                         students[-1], stepped, step_size, pool[piece.indices], *rest
                     )
                 students.append(stepped)
+                torch.clear_autocast_cache()
         # Named apart from the student's gradient: this is how the loss changes with the student.
         end = self._network.joined(students.pop())
         slope_at_end, loss = grad_and_value(trajectory_matching_loss)(end, start, target)
@@ -236,6 +239,7 @@ class Student:
                 of_step_size -= slope
                 change = added(change, of_student)
             assert change is not None
+            torch.clear_autocast_cache()
             adjoint = [a - step_size * c for a, c in zip(adjoint, change, strict=True)]
         return StudentResult(loss, of_pool, of_step_size)
 

@@ -592,6 +592,48 @@ def test_a_resumed_fit_equals_an_unbroken_one(tmp_path: Path, case: str) -> None
     assert not torch.equal(seen[0], seen[1])
 
 
+@pytest.mark.parametrize("case", ["dam", "dam-batchnorm"])
+def test_a_fit_that_goes_on_in_the_same_trainer(tmp_path: Path, case: str) -> None:
+    """In the middle of an outer loop, with a test between; it begins with a new optimiser."""
+    recipe = {"num_networks": 1, "epochs": 1}
+    options = {"outer_loop": 4, "recipe": recipe, "momentum": 0.0, **RESUMED[case]}
+    unbroken = fit(make(**options), tmp_path, 7)
+    module, data = make(**options), small_data(tmp_path)
+    trainer = tiny_trainer(tmp_path, max_steps=2)
+    trainer.fit(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
+    trainer.fit_loop.epoch_loop.max_steps = 7
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 7
+    assert torch.equal(unbroken.images, module.images)
+    assert torch.equal(masks(unbroken), masks(module))
+
+
+def test_a_run_that_ends_between_two_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of that moment has both as they were before the step."""
+    unbroken = fit(make(outer_loop=4, **RESUMED["dam"]), tmp_path, 6)
+    fit(make(outer_loop=4, **RESUMED["dam"]), tmp_path, 2, callbacks=[LastCheckpoint()])
+    original, module = DC._trained, make(outer_loop=4, **RESUMED["dam"])
+
+    def ends(self: DC, branch: Any, *arguments: Any) -> Any:
+        if branch == "domain":
+            raise KeyboardInterrupt
+        return original(self, branch, *arguments)
+
+    trainer = tiny_trainer(tmp_path, max_steps=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(DC, "_trained", ends)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            trainer.fit(module, datamodule=small_data(tmp_path), ckpt_path=tmp_path / "last.ckpt")
+        trainer.save_checkpoint(tmp_path / "ended.ckpt")
+    resumed = fit(
+        make(outer_loop=4, **RESUMED["dam"]), tmp_path, 6, ckpt_path=tmp_path / "ended.ckpt"
+    )
+    assert torch.equal(unbroken.images, resumed.images)
+
+
 def test_a_resumed_fit_keeps_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for the training between updates."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "11")

@@ -34,6 +34,8 @@ def test_nothing_compiled_outlives_a_fit(
         return compiled
 
     monkeypatch.setattr(compilation, "_compile", not_really)
+    # As on an accelerator.
+    monkeypatch.setattr(Condenser, "_compiles_augmentation", True)
     method, options = METHODS[name]
     if method is MTT:
         options = {**options, "experts": {"count": 1, "folder": str(tmp_path / "experts")}}
@@ -41,5 +43,5 @@ def test_nothing_compiled_outlives_a_fit(
     trainer = tiny_trainer(tmp_path, max_steps=3)
     trainer.fit(module, datamodule=tiny_data(tmp_path))
     gc.collect()
-    assert made
+    assert len(made) >= (2 if method is MTT else 3)
     assert not [reference for reference in made if reference() is not None]
