@@ -61,6 +61,8 @@ class FinalEvaluation(Callback):
                 len(data.domain_names),
                 recipe,
                 pl_module.seed,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
             )
         if trainer.is_global_zero:
             recipe = pl_module.protocol

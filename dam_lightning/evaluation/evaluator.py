@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from dam_lightning.data.sampling import RealImages
 from dam_lightning.evaluation.accuracy import Accuracy, Scores
 from dam_lightning.evaluation.answers import Answers
+from dam_lightning.evaluation.processes import collected, own_share
 from dam_lightning.evaluation.recipe import Recipe
-from dam_lightning.evaluation.training import computation, train_block, training_compiles
+from dam_lightning.evaluation.training import (
+    computation,
+    fresh_network,
+    train_block,
+    training_compiles,
+)
 from dam_lightning.flat_network import NOT_PLAIN
 from dam_lightning.side_by_side import work
 
@@ -90,10 +96,14 @@ def train_networks(
     recipe: Recipe,
     seed: int,
     max_images: int | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[nn.Module]:
     """Train the networks of the recipe, saying how long they take.
 
-    On accelerators side by side, on a CPU one after another; each is the same either way.
+    On accelerators side by side, on a CPU one after another; several processes train some of them
+    each, and then exchange them. Each network is the same in any case.
 
     Args:
         training_set: what each network is trained on.
@@ -102,22 +112,46 @@ def train_networks(
         seed: key of all draws.
         max_images: images whose activations may be in memory together, which sets how many networks
             are trained side by side; None: 256 on a CPU, 8192 elsewhere.
+        rank: of this process.
+        world_size: number of processes, which must have a process group where they are several.
+
+    Returns:
+        All networks, in evaluation mode.
     """
+    numbers = own_share(recipe.num_networks, rank, world_size)
+    own = _trained(training_set, num_classes, recipe, seed, max_images, numbers)
+
+    def make() -> nn.Module:
+        images, _ = training_set(0)
+        return fresh_network(images, num_classes, recipe)
+
+    return collected(own, recipe.num_networks, rank, world_size, make)
+
+
+def _trained(
+    training_set: TrainingSet,
+    num_classes: int,
+    recipe: Recipe,
+    seed: int,
+    max_images: int | None,
+    numbers: Sequence[int],
+) -> list[nn.Module]:
+    """Networks of some numbers, in blocks."""
     trained: list[nn.Module] = []
     waiting: list[tuple[Tensor | RealImages, Tensor]] = []
-    start, most = time.perf_counter(), recipe.num_networks
-    while len(trained) < recipe.num_networks:
+    start, most = time.perf_counter(), len(numbers)
+    while len(trained) < len(numbers):
         if not waiting:
-            waiting.append(training_set(len(trained)))
+            waiting.append(training_set(numbers[len(trained)]))
         images, _ = waiting[0]
         networks = computation(images, num_classes, recipe)
         compiles = training_compiles(images, recipe, recipe.num_networks)
         if compiles and not trained and not networks.is_plain:
             rank_zero_info(NOT_PLAIN)
         together = networks.together(min(recipe.batch_size, len(images)), max_images)
-        together = min(together, most, recipe.num_networks - len(trained))
+        together = min(together, most, len(numbers) - len(trained))
         while len(waiting) < together:
-            waiting.append(training_set(len(trained) + len(waiting)))
+            waiting.append(training_set(numbers[len(trained) + len(waiting)]))
         # Training sets of one kind only; another may come behind.
         block = list(takewhile(partial(_alike, waiting[0]), waiting[:together]))
         try:
@@ -127,7 +161,7 @@ def train_networks(
                 num_classes,
                 recipe,
                 seed=seed,
-                numbers=range(len(trained), len(trained) + len(block)),
+                numbers=numbers[len(trained) : len(trained) + len(block)],
                 compile=compiles,
                 max_images=max_images,
             )
@@ -141,10 +175,11 @@ def train_networks(
             continue
         first, trained, waiting = len(trained) + 1, [*trained, *found], waiting[len(block) :]
         several = f"s {first} to" if len(block) > 1 else ""
+        count = f"{len(numbers)}"
+        if len(numbers) < recipe.num_networks:
+            count += f" (of {recipe.num_networks} of all processes)"
         seconds = time.perf_counter() - start
-        rank_zero_info(
-            f"Trained network{several} {len(trained)} of {recipe.num_networks} ({seconds:.0f} s)"
-        )
+        rank_zero_info(f"Trained network{several} {len(trained)} of {count} ({seconds:.0f} s)")
     return trained
 
 
@@ -162,6 +197,9 @@ def evaluate(
     num_domains: int,
     recipe: Recipe,
     seed: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Scores:
     """The whole protocol outside Lightning's loops.
 
@@ -172,8 +210,12 @@ def evaluate(
         num_domains: D.
         recipe: the protocol's settings.
         seed: key of all draws.
+        rank: as of `train_networks`; every process tests on all ``batches``.
+        world_size: as of `train_networks`.
     """
-    networks = train_networks(training_set, num_classes, recipe, seed)
+    networks = train_networks(
+        training_set, num_classes, recipe, seed, rank=rank, world_size=world_size
+    )
     device = next(networks[0].parameters()).device
     num_batches = len(batches) if isinstance(batches, Sized) else 0
     evaluator = Evaluator(networks, num_classes, num_domains, device, recipe, num_batches)

@@ -78,8 +78,15 @@ class EvaluatingModule(LightningModule, ABC):
         """The ledger's columns ipc, method, dam, seed and steps."""
 
     def evaluated_networks(self, recipe: Recipe) -> Sequence[nn.Module]:
-        """The networks to test, trained now."""
-        return train_networks(self.training_set, self._data.num_classes, recipe, self.seed)
+        """The networks to test, trained now; several processes train some of them each."""
+        return train_networks(
+            self.training_set,
+            self._data.num_classes,
+            recipe,
+            self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
 
     @property
     def label(self) -> str:

@@ -1,6 +1,7 @@
 """Training fresh networks on training sets, side by side or one after another."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.randomness import seeded
 from dam_lightning.side_by_side import Networks, augmented, networks_of, work
 
-__all__ = ["computation", "train_block", "train_network", "training_compiles"]
+__all__ = ["computation", "fresh_network", "train_block", "train_network", "training_compiles"]
 
 
 def train_network(
@@ -83,6 +84,28 @@ def computation(images: Tensor | RealImages, num_classes: int, recipe: Recipe) -
     )
 
 
+def fresh_network(
+    images: Tensor | RealImages, num_classes: int, recipe: Recipe, **draws: Any
+) -> Backbone:
+    """A network of the recipe, for images such as these and where they are.
+
+    Args:
+        images: (N, C, H, W).
+        num_classes: number of outputs.
+        recipe: its backbone is used.
+        **draws: the key of its weights, as `build_backbone` takes it.
+    """
+    channels, height, width = images.shape[1:]
+    return build_backbone(
+        recipe.backbone,
+        (channels, height, width),
+        num_classes,
+        recipe.backbone_args,
+        device=images.device,
+        **draws,
+    )
+
+
 def train_block(
     networks: Networks,
     sets: Sequence[tuple[Tensor | RealImages, Tensor]],
@@ -119,14 +142,11 @@ def train_block(
         # Whatever the Trainer's precision makes of its steps.
         torch.autocast(device.type, enabled=False),
     ):
-        channels, height, width = sets[0][0].shape[1:]
         trained = [
-            build_backbone(
-                recipe.backbone,
-                (channels, height, width),
+            fresh_network(
+                sets[0][0],
                 num_classes,
-                recipe.backbone_args,
-                device=device,
+                recipe,
                 seed=seed,
                 stream=f"{stream}/network",
                 group=number,

@@ -296,17 +296,34 @@ def test_ipc_contradicts_a_file(tmp_path: Path) -> None:
         Evaluation("nowhere.safetensors")
 
 
-def test_two_processes_share_the_test_images(tmp_path: Path) -> None:
-    """Every image is counted once, whichever rank has it."""
-    module, data = dm(), tiny_data(tmp_path)
+class Counted(Evaluation):
+    """Tells which networks its process trained."""
+
+    def training_set(self, number: int) -> Any:
+        self.asked = {*getattr(self, "asked", ()), number}
+        return super().training_set(number)
+
+    def on_test_end(self) -> None:
+        rank = self.trainer.global_rank
+        Path(self.trainer.default_root_dir, f"rank{rank}.txt").write_text(f"{sorted(self.asked)}")
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_two_processes_share_networks_and_images(tmp_path: Path, networks: int) -> None:
+    """Every network is trained once, and every image counted once, whichever rank has it."""
+    recipe = {"num_networks": networks, "epochs": 2}
+    module, data = dm(recipe=recipe), tiny_data(tmp_path)
     tiny_trainer(tmp_path, max_steps=1).fit(module, datamodule=data)
     expected = by_hand(module, data, data.test)
-    evaluation = Evaluation(str(tmp_path / "condensed.safetensors"), seed=0)
+    evaluation = Counted(str(tmp_path / "condensed.safetensors"), seed=0)
     trainer = two_processes(tmp_path)
     (metrics,) = trainer.test(
         evaluation, datamodule=TinyData(cache_dir=str(tmp_path / "cache")), verbose=False
     )
     assert_logged(metrics, "test", expected)
+    # The first is asked once more for its shape, by whom has networks of others to make.
+    asked = ["[0]", "[0]"] if networks == 1 else ["[0, 1]", "[0, 2]"]
+    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == asked
 
 
 def test_evaluate_outside_lightning(tmp_path: Path) -> None:

@@ -583,9 +583,9 @@ def spied_recipe(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     rates: list[float] = []
     original = dam_lightning.evaluation.loop.train_networks
 
-    def train_networks(training_set: Any, num_classes: int, recipe: Any, seed: int) -> Any:
-        rates.append(recipe.lr)
-        return original(training_set, num_classes, recipe, seed)
+    def train_networks(*arguments: Any, **options: Any) -> Any:
+        rates.append(arguments[2].lr)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(dam_lightning.evaluation.loop, "train_networks", train_networks)
     return rates
