@@ -4,6 +4,8 @@ from typing import Any, Self
 
 from lightning.fabric.plugins import CheckpointIO
 
+from dam_lightning.files import written_beside
+
 __all__ = ["CheckedCheckpointIO"]
 
 
@@ -26,8 +28,19 @@ class CheckedCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write the checkpoint."""
-        self._inner.save_checkpoint(checkpoint, path, storage_options)
+        """Write the checkpoint, all of it or nothing.
+
+        Lightning writes into the folder for temporary files, from where a file is copied if that is
+        another file system, and half of it may be there when a process is killed.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if "://" in str(path):
+            self._inner.save_checkpoint(checkpoint, path, storage_options)
+            return
+        with written_beside(path) as beside:
+            self._inner.save_checkpoint(checkpoint, beside, storage_options)
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None

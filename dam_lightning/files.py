@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning import Trainer
+from safetensors import SafetensorError
 
 __all__ = ["check_writable", "is_rehearsal", "run_folder", "written_beside"]
 
@@ -51,6 +52,9 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     The folder is made where it is missing. Two processes that write the same file do not meet: each
     has a temporary file of its own, and the last to finish stays. After an error nothing is left;
     what killed processes left is removed a day later, by the next to write the same file.
+
+    Raises:
+        OSError: it cannot be written, for instance because the disk is full.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +69,16 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         beside.chmod(0o666 & ~umask)
         beside.replace(target)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
-        raise
+        if not isinstance(error, OSError | SafetensorError):
+            raise
+        # Whoever writes says neither which file it was nor what has become of it.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            f"cannot write {target}: {reason}. What was there before is as it was; make room, or "
+            "name another folder"
+        ) from error
 
 
 def _sweep(target: Path) -> None:
