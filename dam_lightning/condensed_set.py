@@ -1,8 +1,11 @@
 """The product of condensation: one file with images, labels and everything needed to use them."""
 
 import json
+import math
 import os
+import textwrap
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         missing = [key for key in _REQUIRED if key not in metadata]
         if missing:
             raise ValueError(f"metadata lacks {', '.join(missing)}")
+        _check_kinds(metadata)
         if images.ndim != 4 or images.dtype != torch.float32:
             raise ValueError(
                 f"images must be float32 (M, C, H, W), got {images.dtype} {tuple(images.shape)}"
@@ -88,6 +92,8 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         self.labels = labels
         self.metadata = dict(metadata)
         self.class_names: list[str] = list(metadata["class_names"])
+        if images[:1].numel() == 0:
+            raise ValueError(f"images must not be empty, got {tuple(images.shape)}")
         if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(self.class_names):
             raise ValueError(f"labels must lie in 0..{len(self.class_names) - 1} and not be empty")
         for key in ("mean", "std"):
@@ -207,7 +213,8 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
                     )
                 metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
             return cls(images, labels, metadata, whitening)
-        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        # The last where JSON is nested too deep.
+        except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a condensed set, or is damaged ({error}); condense again, "
                 "or give the condensed.safetensors of a run's folder"
@@ -241,3 +248,32 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
             picture.save(folder / f"{counts[label]:04d}.png")
             counts[label] += 1
+
+
+def _check_kinds(metadata: Mapping[str, Any]) -> None:
+    """Whether what is read of the metadata is what it should be, whoever wrote it."""
+    names = metadata["class_names"]
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of texts, got {_short(names)}")
+    for key in ("mean", "std"):
+        values = metadata[key]
+        if not isinstance(values, list | tuple) or not all(map(_is_finite, values)):
+            raise ValueError(f"{key} must be a list of finite numbers, got {_short(values)}")
+    if not all(value > 0 for value in metadata["std"]):
+        raise ValueError(f"std must be above 0, got {_short(metadata['std'])}")
+    if not isinstance(metadata.get("recipe", {}), Mapping):
+        raise ValueError(f"recipe must be a mapping, got {_short(metadata['recipe'])}")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number that no float holds.
+        return False
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder=" ...")

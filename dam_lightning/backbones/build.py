@@ -1,10 +1,12 @@
 """Backbones by name, with weights that depend on nothing but a key."""
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from dam_lightning.backbones.alexnet import AlexNet
 from dam_lightning.backbones.base import Backbone
@@ -16,7 +18,7 @@ from dam_lightning.backbones.vgg import VGG11
 from dam_lightning.backbones.vit import ViTSmall, ViTTiny
 from dam_lightning.randomness import seeded, torch_generator
 
-__all__ = ["backbone_identity", "build_backbone", "has_fresh_weights"]
+__all__ = ["backbone_identity", "build_backbone", "check_known", "has_fresh_weights"]
 
 _OWN: dict[str, type[Backbone]] = {
     network.__name__: network for network in (AlexNet, ConvNet, ResNet18, VGG11, ViTSmall, ViTTiny)
@@ -87,6 +89,25 @@ def has_fresh_weights(name: str) -> bool:
     return _OWN.get(name) in _DEFAULT_WEIGHTS
 
 
+def check_known(name: str, option: str) -> None:
+    """Refuse a name from a file for which a module would be imported that nobody here asked for.
+
+    Args:
+        name: of a backbone.
+        option: what a user names it with.
+
+    Raises:
+        ValueError: it is the dotted path of a module that is not imported yet.
+    """
+    module, dot, _ = name.rpartition(".")
+    if name in _OWN or ":" in name or not dot or module in sys.modules:
+        return
+    raise ValueError(
+        f"the file asks for the backbone {name}, which is none of this package: if you know it, "
+        f"give {option} {name}"
+    )
+
+
 def backbone_identity(name: str) -> object:
     """What tells a name's networks from others: its class, which may be redefined, or the name.
 
@@ -113,8 +134,12 @@ def _find(name: str) -> Callable[..., Any]:
     hint = nearest(name, list(_OWN))
     try:
         if module and not colon:
-            return cast(Callable[..., Any], getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError, TypeError) as error:
+            found = getattr(importlib.import_module(module), attribute)
+            # Not whatever else can be called, because names come from files too.
+            if isinstance(found, type) and issubclass(found, nn.Module):
+                return cast(Callable[..., Any], found)
+            hint = " that is a subclass of torch.nn.Module"
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         hint = f" ({error})"
     raise ValueError(
         f"there is no backbone {name!r}{hint}: give a class of dam_lightning.backbones, such as "

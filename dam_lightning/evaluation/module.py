@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dam_lightning.backbones import build_backbone
+from dam_lightning.backbones.build import check_known
 from dam_lightning.condensed_set import CondensedSet
 from dam_lightning.data.sampling import RealImages, check_class_sizes, random_images
 from dam_lightning.evaluation.coresets import CORESETS, Selection, SelectionOptions, coreset
@@ -89,6 +90,8 @@ class Evaluation(EvaluatingModule):
         self._coreset: Tensor | None = None
         stored = {} if self.condensed is None else self.condensed.metadata.get("recipe", {})
         self._recipe = Recipe.merged(stored, recipe)
+        if "backbone" not in (recipe or {}):
+            check_known(self._recipe.backbone, "--model.recipe.backbone")
         self._cross = None if backbones is None else _by_name(self._recipe, backbones)
         self.seed = run_seed() if seed is None else seed
         self.ledger = ledger
@@ -275,7 +278,10 @@ class Evaluation(EvaluatingModule):
         self._seen_by_networks = saved["data"]
         # The networks are those of the checkpoint, whatever recipe is asked for now.
         asked = self._recipe.as_dict()
-        self._recipe = replace(Recipe(**saved["recipe"]), compile=self._recipe.compile)
+        theirs = replace(Recipe(**saved["recipe"]), compile=self._recipe.compile)
+        if theirs.backbone != self._recipe.backbone:
+            check_known(theirs.backbone, "--model.recipe.backbone")
+        self._recipe = theirs
         for name, value in self._recipe.as_dict().items():
             if asked[name] != value:
                 rank_zero_info(
