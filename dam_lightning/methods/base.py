@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from dam_lightning.backbones import Backbone, build_backbone
@@ -337,6 +337,15 @@ class Condenser(EvaluatingModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     @property
+    def units(self) -> int:
+        """How many pieces of work a step deals out over processes: groups of real images."""
+        domains = 0 if self.dam is None or self.dam.weight == 0 else self.dam.num_domains
+        return self._num_classes + domains
+
+    _raise_units = ""
+    """How there could be more of them, where they can be chosen."""
+
+    @property
     def _num_classes(self) -> int:
         return len(self.labels) // self.ipc
 
@@ -462,6 +471,12 @@ class Condenser(EvaluatingModule):
         )
         if stage != "fit":
             return
+        _, world_size = self._rank_and_world_size
+        if world_size > self.units:
+            rank_zero_warn(
+                f"A step has work for {self.units} of {world_size} processes: {self._raise_units}"
+                f"use fewer (--trainer.devices, --trainer.num_nodes)"
+            )
         if self.dam is not None and self.dam.weight > 0:
             data.setup_domains(self.dam.num_domains)
         if self.init == "real" and self._images_are_initial:
@@ -533,6 +548,9 @@ class Condenser(EvaluatingModule):
                 f"the images begin with values up to {largest:.4g}, beyond max_value "
                 f"{self.max_value}: raise it"
             )
+        # By now a resumed run has taken up the seed of the one before.
+        seed = getattr(self._data, "seed", None)
+        self._provenance["data"] = {**(self._provenance["data"] or {}), "seed": seed}
         groups = self.trainer.optimizers[0].param_groups
         for group, configured in zip(groups, self.parameter_groups(), strict=True):
             given = {name: value for name, value in configured.items() if name != "params"}

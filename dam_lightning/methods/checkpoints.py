@@ -146,6 +146,9 @@ def changed_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str
         {"data": p["fingerprint"], **{f"data.{k}": v for k, v in (p["data"] or {}).items()}}
         for p in (ours, theirs)
     ]
+    if flat[0].get("data.seed") is None:
+        # Nobody gave one, and the checkpoint's is taken up.
+        flat[0]["data.seed"] = flat[1].get("data.seed")
     return _differences(*flat)
 
 

@@ -262,6 +262,14 @@ class MTT(Condenser):
     def _epochs_trained(self, branch: Branch) -> int:
         return self._expert_options[branch].get("epochs", self._epochs_read)
 
+    @property
+    def units(self) -> int:
+        """Passages of experts, of all branches."""
+        branches = 1 if self.dam is None or self.dam.weight == 0 else 2
+        return self.experts_per_step * branches
+
+    _raise_units = "raise experts_per_step, or "
+
     # The loss.
 
     def network_state(self, step: int) -> Sequence[_Passage]:
