@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import dam_lightning
 from dam_lightning.callbacks import (
@@ -29,7 +31,7 @@ from dam_lightning.callbacks import (
     StepProgress,
 )
 from dam_lightning.files import check_writable
-from dam_lightning.messages import REFUSALS, ArgumentParser, one_line
+from dam_lightning.messages import REFUSALS, ArgumentParser, lost_process, one_line
 from dam_lightning.methods.base import Condenser
 from dam_lightning.methods.trainer_options import check_trainer_options
 
@@ -192,7 +194,8 @@ def main(args: ArgsType = None) -> None:
 
     Raises:
         SystemExit: with status 1 and one line on the standard error where something given is no
-            good; with status 2 where the arguments themselves are not.
+            good; with status 2 where the arguments themselves are not; with status 143 after
+            SIGTERM.
     """
     _filter_warnings()
     try:
@@ -210,10 +213,16 @@ def main(args: ArgsType = None) -> None:
             parser_class=ArgumentParser,
             args=args,
         )
-    except REFUSALS as error:
-        if "--traceback" in (sys.argv if args is None else args):
+    except SIGTERMException as error:
+        # As the shell has it of a process that the signal ended.
+        raise SystemExit(128 + signal.SIGTERM) from error
+    except (*REFUSALS, RuntimeError) as error:
+        message: str | None = one_line(str(error))
+        if isinstance(error, RuntimeError) and not isinstance(error, REFUSALS):
+            message = lost_process(error)
+        if message is None or "--traceback" in (sys.argv if args is None else args):
             raise
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(1) from error
 
 

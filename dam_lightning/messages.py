@@ -3,10 +3,11 @@
 import re
 from typing import NoReturn
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
-__all__ = ["REFUSALS", "ArgumentParser", "one_line"]
+__all__ = ["REFUSALS", "ArgumentParser", "lost_process", "one_line"]
 
 REFUSALS = (
     FloatingPointError,
@@ -24,6 +25,24 @@ _NOISE = re.compile(
 )
 """Lines in which jsonargparse tells of types that nobody gave."""
 _NO_CLASS = re.compile(r"Expected a path but (\S+) either not accessible or invalid")
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """What to say of an error in communication, which tells that another process is gone.
+
+    Args:
+        error: any.
+
+    Returns:
+        A sentence; None: it is another error.
+    """
+    # Gloo, the backend of CPUs, has no class of errors of its own.
+    if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
+        return None
+    return (
+        "another process of this run has ended, or does not answer; what it said before tells why. "
+        f"({one_line(str(error))})"
+    )
 
 
 def one_line(message: str) -> str:
