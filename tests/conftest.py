@@ -12,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10 as OriginalCIFAR10
 
 from dam_lightning.data import CIFAR10, PACS
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One for each worker; more would wait for one another.
+    torch.set_num_threads(1)
 
 PER_CELL = 10
 """Images of each class of each domain in the tiny PACS."""
