@@ -1,5 +1,6 @@
 """Reading checkpoints: what is none, or is damaged, is named."""
 
+from pickle import UnpicklingError
 from typing import Any, Self
 
 from lightning.fabric.plugins import CheckpointIO
@@ -57,6 +58,9 @@ class CheckedCheckpointIO(CheckpointIO):
                 return checkpoint
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
+        except UnpicklingError:
+            # PyTorch would advise to load whatever it is.
+            reason = "it holds more than plain values, or is no file of PyTorch's"
         # torch.load raises almost anything of damaged and foreign files.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]

@@ -125,6 +125,13 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
                 f"{self.metadata['mean']} and {self.metadata['std']}"
             )
 
+    def __repr__(self) -> str:
+        method = self.metadata.get("method")
+        made = f", by {method}" if method else ""
+        shape = "x".join(map(str, self.image_shape))
+        classes = len(self.class_names)
+        return f"CondensedSet({len(self)} images {shape} of {classes} classes{made})"
+
     def __len__(self) -> int:
         return len(self.images)
 

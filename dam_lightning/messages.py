@@ -74,7 +74,10 @@ class ArgumentParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         prog = parser.prog.replace(" [options]", "")
+        if " " not in prog:
+            prog += " fit"
         lists = (
-            f"{prog} --help lists the options of Lightning, --model.help DM and --data.help PACS"
+            f"{prog} --help lists the options of Lightning, {prog} --model.help DM and "
+            f"{prog} --data.help PACS those of a class"
         )
-        self.exit(2, f"{lists} those of a class\nerror: {one_line(message)}\n")
+        self.exit(2, f"{lists}\nerror: {one_line(message)}\n")

@@ -76,6 +76,23 @@ def test_dam_options(config: str, capsys: pytest.CaptureFixture) -> None:
         assert typo.rpartition(".")[2] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [[], ["fti"], ["fit", "--model.ipc", "1"]])
+def test_the_hint_is_of_commands_that_there_are(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    hint, error = capsys.readouterr().err.splitlines()[-2:]
+    assert " fit --help lists" in hint
+    assert " fit --model.help DM" in hint
+    assert error.startswith("error: ")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model.help", "DM"])
+    assert stop.value.code == 0
+    assert "--model.ipc" in capsys.readouterr().out
+
+
 def test_resume_and_test(config: str, capsys: pytest.CaptureFixture) -> None:
     """Resumed equals unbroken; test evaluates the checkpoint and fills the ledger."""
     unbroken = condense(config, "--trainer.max_steps", "6")

@@ -138,6 +138,15 @@ def test_a_save_replaces_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_it_says_what_it_is() -> None:
+    metadata = {"class_names": ["a", "b"], "mean": [0.0], "std": [1.0]}
+    images, labels = torch.zeros(4, 1, 8, 6), torch.tensor([0, 0, 1, 1])
+    plain = CondensedSet(images, labels, metadata)
+    assert repr(plain) == "CondensedSet(4 images 1x8x6 of 2 classes)"
+    by_dm = CondensedSet(images, labels, {**metadata, "method": "DM"})
+    assert repr(by_dm) == "CondensedSet(4 images 1x8x6 of 2 classes, by DM)"
+
+
 def test_it_is_a_dataset() -> None:
     condensed = make()
     assert len(condensed) == 6

@@ -19,6 +19,13 @@ class LastCheckpoint(Checkpoint):
     writes its last checkpoint only where it writes another one too.)
     """
 
+    def __init__(self) -> None:
+        self._saved: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is saved yet."""
+        self._saved = None
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         self._save(trainer)
@@ -30,19 +37,22 @@ class LastCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save a fit that was asked to end; Lightning raises that between two steps."""
-        if (
-            not isinstance(exception, SIGTERMException)
-            or trainer.state.stage != RunningStage.TRAINING
-        ):
-            return
-        self._save(trainer)
-        path = run_folder(trainer) / "last.ckpt"
-        rank_zero_info(
-            f"Ended by SIGTERM after step {trainer.global_step}; {path} goes on from there"
-        )
+        """Save a fit that was asked to end by SIGTERM, which Lightning raises between two steps.
+
+        Then, and on Ctrl+C, which may come within one, tell what goes on from where.
+        """
+        asked = isinstance(exception, SIGTERMException)
+        if asked and trainer.state.stage == RunningStage.TRAINING:
+            self._save(trainer)
+        if self._saved is not None and (asked or isinstance(exception, KeyboardInterrupt)):
+            path = run_folder(trainer) / "last.ckpt"
+            rank_zero_info(
+                f"The run ended early: the same command with --ckpt_path {path} goes on after step "
+                f"{self._saved}"
+            )
 
     def _save(self, trainer: Trainer) -> None:
         path = run_folder(trainer) / "last.ckpt"
         if not is_rehearsal(trainer):
             trainer.save_checkpoint(path, weights_only=False)
+            self._saved = trainer.global_step

@@ -471,6 +471,7 @@ class Condenser(EvaluatingModule):
         )
         if stage != "fit":
             return
+        self._has_begun = False
         _, world_size = self._rank_and_world_size
         if world_size > self.units:
             rank_zero_warn(
@@ -556,6 +557,15 @@ class Condenser(EvaluatingModule):
             given = {name: value for name, value in configured.items() if name != "params"}
             group.update(given, momentum=self.momentum)
         self._guard.reset()
+        self._has_begun = True
+
+    def on_fit_end(self) -> None:
+        """Say so where nothing was left to do, as of a checkpoint from the end of a run."""
+        if not self._has_begun:
+            rank_zero_info(
+                f"Nothing was condensed: the checkpoint is from step {self.global_step} already; "
+                "raise --trainer.max_steps to go on"
+            )
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Keep the loss for `configure_gradient_clipping`."""
@@ -769,6 +779,7 @@ class Condenser(EvaluatingModule):
     # Building.
 
     _saved_steps = 0
+    _has_begun = False
     _accelerator_budget = 1024
 
     def load_state_dict(

@@ -90,11 +90,24 @@ def test_the_closing_table_names_no_file_that_is_not_there(
 
 
 class Stop(Callback):
-    """Ends a fit as a power cut would."""
+    """Ends a fit in its tenth step, as a power cut would, or in another way."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self._error = error or RuntimeError("power cut")
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == 10:
-            raise RuntimeError("power cut")
+            raise self._error
+
+
+def test_whoever_interrupts_is_told_how_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Lightning ignores further interrupts from then on.
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):
+        fit(tmp_path, [LastCheckpoint(), Stop(KeyboardInterrupt())], steps=15)
+    assert f"--ckpt_path {tmp_path / 'last.ckpt'} goes on after step 8" in caplog.text
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:

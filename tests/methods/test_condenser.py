@@ -273,6 +273,18 @@ def test_two_modules_on_one_trainer(tmp_path: Path) -> None:
     assert torch.equal(beside.images, second.images.detach())
 
 
+def test_a_finished_run_says_that_nothing_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "x.ckpt"
+    with caplog.at_level("INFO"):
+        fitted(tmp_path).trainer.save_checkpoint(path)
+        assert "Nothing was condensed" not in caplog.text
+        trainer = tiny_trainer(tmp_path, max_steps=2)
+        trainer.fit(make(), datamodule=tiny_data(tmp_path), ckpt_path=path)
+    assert "the checkpoint is from step 2 already; raise --trainer.max_steps" in caplog.text
+
+
 class OtherMean(TinyData):
     mean = (0.0, 0.0, 0.0)
 
