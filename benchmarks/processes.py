@@ -8,7 +8,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,11 +23,12 @@ from benchmarks.data import RandomImages
 from benchmarks.measure import be_quiet
 from benchmarks.package_dc import dc_condenser
 from benchmarks.package_side import condenser
+from dam_lightning import Condenser
 
 __all__ = ["main", "seconds_per_step"]
 
 _WARM_UP = 2
-_METHODS = {"DM": condenser, "DC": dc_condenser}
+_METHODS: dict[str, Callable[..., Condenser]] = {"DM": condenser, "DC": dc_condenser}
 
 
 class _Clock(Callback):

@@ -18,7 +18,17 @@ import torch
 from torch._C._autograd import DeviceType
 
 from benchmarks import __main__ as command
-from benchmarks import arguments, gpu, measure, memory, profiling, report, scaling, synchronisation
+from benchmarks import (
+    arguments,
+    gpu,
+    measure,
+    memory,
+    processes,
+    profiling,
+    report,
+    scaling,
+    synchronisation,
+)
 from benchmarks.apart import apart
 from benchmarks.cases import CASES, DEFAULT_CASES, Case
 from benchmarks.contender import Contender
@@ -958,3 +968,10 @@ def test_a_wrong_output_is_told_before_the_work(
     assert printed.out == ""
     assert "file" in printed.err
     assert len(printed.err.splitlines()) == 1
+
+
+def test_steps_of_processes(capfd: pytest.CaptureFixture[str]) -> None:
+    processes.main(["--processes", "1", "2", "--steps", "1", "--width", "4", "--batch-real", "4"])
+    lines = [line for line in capfd.readouterr().out.splitlines() if "s a step" in line]
+    assert [line.partition(":")[0] for line in lines] == ["1 processes", "2 processes"]
+    assert lines[0].endswith("1.00x")
