@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import dam_lightning.condensed_set
-from dam_lightning import CondensedSet
+from dam_lightning import CondensedSet, Evaluation
+from dam_lightning.backbones import build_backbone
 from dam_lightning.functional import Whitening, whiten, zca_matrix
 
 METADATA: dict[str, Any] = {
@@ -405,3 +407,22 @@ def test_metadata_is_a_copy() -> None:
     condensed = CondensedSet(make().images, make().labels, metadata)
     metadata["method"] = "other"
     assert condensed.metadata["method"] == "DM"
+
+
+def test_a_file_has_no_module_imported_that_nobody_asked_for(tmp_path: Path) -> None:
+    metadata = {"class_names": ["a"], "mean": [0.0], "std": [1.0]}
+    path = tmp_path / "set.safetensors"
+
+    def evaluation(backbone: str, **options: Any) -> Evaluation:
+        recipe = {"backbone": backbone}
+        images, labels = torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
+        CondensedSet(images, labels, {**metadata, "recipe": recipe}).save(path)
+        return Evaluation(str(path), **options)
+
+    with pytest.raises(ValueError, match=r"asks for the backbone antigravity\.Fly, .* if you know"):
+        evaluation("antigravity.Fly")
+    assert "antigravity" not in sys.modules
+    # Known by name; what is no network is not called.
+    given = evaluation("antigravity.Fly", recipe={"backbone": "subprocess.Popen"})
+    with pytest.raises(ValueError, match=r"no backbone 'subprocess\.Popen'.*torch\.nn\.Module"):
+        build_backbone(given.recipe.backbone, (1, 8, 8), 1, {"args": "touch owned"})
