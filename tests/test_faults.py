@@ -1,6 +1,8 @@
-"""A disk that is full: what is said, and that what was there before is still there and whole."""
+"""A full disk, and a process that is killed while it writes: what was there before is whole."""
 
+import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from dam_lightning import DM, CondensedSet
 from dam_lightning.callbacks import LastCheckpoint
+from dam_lightning.checkpoint_io import CheckedCheckpointIO
 from dam_lightning.methods.expert_store import ExpertStore
+from tests.runs import in_a_process
 from tests.tiny import SMALL_NETWORK, tiny_data, tiny_trainer
 
 
@@ -44,7 +49,13 @@ def an_expert(path: Path, value: float) -> None:
     store.save(int(path.stem[-4:]), torch.full((2, 4096), value))
 
 
+def a_checkpoint(path: Path, value: float) -> None:
+    inner = TorchCheckpointIO()
+    CheckedCheckpointIO(inner).save_checkpoint({"state_dict": torch.full((4096,), value)}, path)
+
+
 WRITERS: dict[str, Callable[[Path, float], None]] = {
+    "last.ckpt": a_checkpoint,
     "condensed.safetensors": a_set,
     "expert_0003.safetensors": an_expert,
 }
@@ -60,6 +71,28 @@ def test_a_file(tmp_path: Path, name: str) -> None:
     assert contents(tmp_path) == before
     WRITERS[name](path, 2.0)
     assert contents(tmp_path) != before
+
+
+def write_and_be_killed(name: str, path: Path) -> None:
+    """Killed when all is written, and nothing in its place yet."""
+
+    def kill(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Path.replace = kill  # type: ignore[method-assign, assignment]
+    WRITERS[name](path, 2.0)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_that_nobody_finished(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    WRITERS[name](path, 1.0)
+    before = contents(tmp_path)
+    assert in_a_process(write_and_be_killed, name, path) == -signal.SIGKILL
+    after = contents(tmp_path)
+    assert {n: c for n, c in after.items() if not n.startswith(".")} == before
+    # What it left is not taken for anything.
+    assert len(after) == len(before) + 1
 
 
 def test_a_checkpoint(tmp_path: Path) -> None:
