@@ -18,7 +18,6 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import dam_lightning
@@ -34,6 +33,7 @@ from dam_lightning.files import check_writable
 from dam_lightning.messages import REFUSALS, ArgumentParser, lost_process, one_line
 from dam_lightning.methods.base import Condenser
 from dam_lightning.methods.trainer_options import check_trainer_options
+from dam_lightning.run_logger import RunLogger
 
 __all__ = ["main"]
 
@@ -133,7 +133,7 @@ class _CLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         if config["logger"] in (None, True):
             # What Lightning does without TensorBoard, without its advice to install it.
-            kwargs["logger"] = CSVLogger(config["default_root_dir"] or Path.cwd())
+            kwargs["logger"] = RunLogger(config["default_root_dir"] or Path.cwd())
         own = list(_CALLBACKS)
         if config["enable_checkpointing"] is not False:
             own.append(LastCheckpoint)
