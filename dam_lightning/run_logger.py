@@ -1,6 +1,5 @@
 """The logger of the command line, whose folder is a run's own."""
 
-import os
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
@@ -19,13 +18,13 @@ class RunLogger(CSVLogger):
         save_dir: folder of ``lightning_logs``.
     """
 
-    def __init__(self, save_dir: str | os.PathLike[str]) -> None:
+    def __init__(self, save_dir: str | Path) -> None:
         super().__init__(save_dir)
 
     def _get_next_version(self) -> int:
         while True:
             version: int = super()._get_next_version()
-            if rank_zero_only.rank != 0:
+            if getattr(rank_zero_only, "rank", 0) != 0:
                 # The first process tells the others where the run's folder is.
                 return version
             folder = Path(self.root_dir, f"version_{version}")
