@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -186,6 +187,16 @@ def _filter_warnings() -> None:
         logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
+def _leave_together() -> None:
+    """End the process group, if there is one, while all of its processes are alive.
+
+    Left to the exit of each process, gloo's threads now and then abort it, or keep it from ending.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line.
 
@@ -213,6 +224,7 @@ def main(args: ArgsType = None) -> None:
             parser_class=ArgumentParser,
             args=args,
         )
+        _leave_together()
     except SIGTERMException as error:
         # As the shell has it of a process that the signal ended.
         raise SystemExit(128 + signal.SIGTERM) from error

@@ -970,7 +970,11 @@ def test_a_wrong_output_is_told_before_the_work(
     assert len(printed.err.splitlines()) == 1
 
 
-def test_steps_of_processes(capfd: pytest.CaptureFixture[str]) -> None:
+def test_steps_of_processes(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would silence the tests that come after.
+    monkeypatch.setattr(processes, "be_quiet", lambda: None)
     processes.main(["--processes", "1", "2", "--steps", "1", "--width", "4", "--batch-real", "4"])
     lines = [line for line in capfd.readouterr().out.splitlines() if "s a step" in line]
     assert [line.partition(":")[0] for line in lines] == ["1 processes", "2 processes"]

@@ -59,7 +59,11 @@ def test_two_nodes_equal_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
     main(shlex.split(COMMAND))
     port = free_port()
     agents = [agent(node, port, tmp_path) for node in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in agents]
+    try:
+        said = [process.communicate(timeout=300)[1] for process in agents]
+    finally:
+        for process in agents:
+            process.kill()
     assert [process.returncode for process in agents] == [0, 0], "\n".join(said)
     alone, shared = (
         CondensedSet.load(
