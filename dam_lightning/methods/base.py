@@ -339,8 +339,12 @@ class Condenser(EvaluatingModule):
     @property
     def units(self) -> int:
         """How many pieces of work a step deals out over processes: groups of real images."""
-        domains = 0 if self.dam is None or self.dam.weight == 0 else self.dam.num_domains
-        return self._num_classes + domains
+        return self._num_classes + self._num_matched_domains
+
+    @property
+    def _num_matched_domains(self) -> int:
+        """Pseudo-domains that have a share in the loss."""
+        return 0 if self.dam is None or self.dam.weight == 0 else self.dam.num_domains
 
     _raise_units = ""
     """How there could be more of them, where they can be chosen."""

@@ -170,7 +170,7 @@ class DC(Condenser):
         super().setup(stage)
         if stage != "fit":
             return
-        domains = 0 if self.dam is None or self.dam.weight == 0 else self.dam.num_domains
+        domains = self._num_matched_domains
         if self.domain_outputs == "classes" and domains > self._num_classes:
             raise MisconfigurationException(
                 f"domain_outputs: classes gives the second network {self._num_classes} outputs, "

@@ -265,8 +265,7 @@ class MTT(Condenser):
     @property
     def units(self) -> int:
         """Passages of experts, of all branches."""
-        branches = 1 if self.dam is None or self.dam.weight == 0 else 2
-        return self.experts_per_step * branches
+        return self.experts_per_step * (2 if self._num_matched_domains else 1)
 
     _raise_units = "raise experts_per_step, or "
 

@@ -21,7 +21,6 @@ from dam_lightning.functional import (
     trajectory_matching_loss,
 )
 from dam_lightning.functional.host import to_device
-from dam_lightning.methods.gradients import added
 
 __all__ = ["InnerBatch", "Student", "StudentResult", "inner_batches"]
 
@@ -227,8 +226,7 @@ class Student:
         adjoint = self._parts(slope_at_end)
         of_pool, of_step_size = torch.zeros_like(pool), torch.zeros_like(step_size)
         for batch in reversed(batches):
-            student = students.pop()
-            change: list[Tensor] | None = None
+            student, stepped = students.pop(), adjoint
             for piece in batch.split(self._images_at_once):
                 rest = _rest(piece, batch, labels, pool.dtype)
                 with torch.no_grad():
@@ -237,10 +235,9 @@ class Student:
                     )
                 _add(of_pool, piece, -step_size * of_chosen)
                 of_step_size -= slope
-                change = added(change, of_student)
-            assert change is not None
+                stepped = [s - step_size * c for s, c in zip(stepped, of_student, strict=True)]
+            adjoint = stepped
             torch.clear_autocast_cache()
-            adjoint = [a - step_size * c for a, c in zip(adjoint, change, strict=True)]
         return StudentResult(loss, of_pool, of_step_size)
 
     def _parts(self, vector: Tensor) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dam_lightning.backbones import build_backbone
 from dam_lightning.evaluation import Accuracy, Evaluator, Figure, Recipe, Scores, evaluate
+from dam_lightning.evaluation.answers import Answers
 
 SHAPES = [(3, 4, 3), (1, 4, 3), (3, 1, 3), (3, 4, 1), (1, 1, 1), (2, 7, 4)]
 
@@ -136,10 +137,17 @@ def always(answer: int, recipe: Recipe) -> nn.Module:
     return network
 
 
-def test_an_evaluator_tests_every_network() -> None:
+def test_an_evaluator_tests_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(backbone_args={"width": 4, "depth": 1})
     networks = [always(0, recipe), always(2, recipe)]
     evaluator = Evaluator(networks, 3, 2, torch.device("cpu"), recipe)
+    original = Answers.__call__
+
+    def without_gradients(self: Answers, images: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return original(self, images)
+
+    monkeypatch.setattr(Answers, "__call__", without_gradients)
     for labels, domains in (([0, 0, 1], [0, 1, 0]), ([2], [1])):
         images = torch.zeros(len(labels), 3, 4, 4)
         evaluator.update(images, torch.tensor(labels), torch.tensor(domains))

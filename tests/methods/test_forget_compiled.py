@@ -9,18 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from dam_lightning import DC, DM, MTT, Condenser, compilation
-from tests.tiny import SMALL_NETWORK, tiny_data, tiny_trainer
-
-METHODS: dict[str, tuple[type[Condenser], dict[str, Any]]] = {
-    "DM": (DM, {}),
-    # Ends in the middle of an outer loop.
-    "DC": (DC, {"outer_loop": 2, "inner_loop": 1}),
-    "MTT": (MTT, {"student_steps": 1, "expert_epochs": 1, "max_start_epoch": 1}),
-}
+from dam_lightning import Condenser, compilation
+from tests.runs import OPTIONS, Run
+from tests.tiny import tiny_data, tiny_trainer
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_nothing_compiled_outlives_a_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -36,12 +30,11 @@ def test_nothing_compiled_outlives_a_fit(
     monkeypatch.setattr(compilation, "_compile", not_really)
     # As on an accelerator.
     monkeypatch.setattr(Condenser, "_compiles_augmentation", True)
-    method, options = METHODS[name]
-    if method is MTT:
-        options = {**options, "experts": {"count": 1, "folder": str(tmp_path / "experts")}}
-    module = method(dam={"num_domains": 3}, backbone_args=SMALL_NETWORK, compile=True, **options)
-    trainer = tiny_trainer(tmp_path, max_steps=3)
+    run = Run(name, True, tmp_path, tmp_path / "experts", options=(("compile", True),))
+    module = run.module()
+    # In the middle of an outer loop of DC.
+    trainer = tiny_trainer(tmp_path, max_steps=2)
     trainer.fit(module, datamodule=tiny_data(tmp_path))
     gc.collect()
-    assert len(made) >= (2 if method is MTT else 3)
+    assert len(made) >= (2 if name == "MTT" else 3)
     assert not [reference for reference in made if reference() is not None]
