@@ -19,6 +19,7 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import dam_lightning
@@ -28,10 +29,11 @@ from dam_lightning.callbacks import (
     MaskPictures,
     PseudoDomainPicture,
     RunSummary,
+    SignalsBetweenSteps,
     StepProgress,
 )
 from dam_lightning.files import check_writable
-from dam_lightning.messages import REFUSALS, ArgumentParser, lost_process, one_line
+from dam_lightning.messages import ArgumentParser, said_of
 from dam_lightning.methods.base import Condenser
 from dam_lightning.methods.trainer_options import check_trainer_options
 from dam_lightning.run_logger import RunLogger
@@ -80,6 +82,8 @@ class _ConfigFile(ActionConfigFile):
             for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
                 shipped = folder / values.removeprefix("configs/")
                 values = str(shipped) if shipped.is_file() else values
+            if Path(values).is_dir():
+                parser.error(f"the config {values} is a folder: give a file of it")
             if not Path(values).is_file():
                 parser.error(
                     f"there is no config {values}, neither here nor among those of the package "
@@ -122,7 +126,15 @@ class _CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning would let the class and arguments stored in the checkpoint replace what the user
         # wrote, silently. Modules check checkpoints themselves, in ``on_load_checkpoint``.
-        return
+        config = self.config.get(self.config.get("subcommand"))
+        if config is None or config.get("ckpt_path") not in ("last", "best"):
+            return
+        if config.ckpt_path == "best":
+            raise MisconfigurationException(
+                "what is best is known to the run alone that found it: give --ckpt_path the file, "
+                "from the folder checkpoints of the run"
+            )
+        config.ckpt_path = _newest(Path(config.trainer.default_root_dir or Path.cwd()))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -137,7 +149,7 @@ class _CLI(LightningCLI):
             kwargs["logger"] = RunLogger(config["default_root_dir"] or Path.cwd())
         own = list(_CALLBACKS)
         if config["enable_checkpointing"] is not False:
-            own.append(LastCheckpoint)
+            own += [LastCheckpoint, SignalsBetweenSteps]
         if config["enable_progress_bar"] is not False and not _is_given(config, ProgressBar):
             own.append(StepProgress)
         # One that the user configured takes the place of ours.
@@ -145,6 +157,17 @@ class _CLI(LightningCLI):
             callback() for callback in own if not _is_given(config, callback)
         ]
         return super().instantiate_trainer(**kwargs)
+
+
+def _newest(folder: Path) -> str | None:
+    """The last checkpoint of the newest run in a folder; None where a first run is to begin."""
+    found = [*folder.glob("last.ckpt"), *folder.glob("lightning_logs/version_*/last.ckpt")]
+    if not found:
+        rank_zero_info(f"There is no last.ckpt of a run in {folder} yet: this is the first")
+        return None
+    newest = str(max(found, key=lambda path: path.stat().st_mtime))
+    rank_zero_info(f"The last checkpoint is {newest}")
+    return newest
 
 
 def _is_given(config: Any, kind: type[Callback]) -> bool:
@@ -228,10 +251,8 @@ def main(args: ArgsType = None) -> None:
     except SIGTERMException as error:
         # As the shell has it of a process that the signal ended.
         raise SystemExit(128 + signal.SIGTERM) from error
-    except (*REFUSALS, RuntimeError) as error:
-        message: str | None = one_line(str(error))
-        if isinstance(error, RuntimeError) and not isinstance(error, REFUSALS):
-            message = lost_process(error)
+    except Exception as error:
+        message = said_of(error)
         if message is None or "--traceback" in (sys.argv if args is None else args):
             raise
         print(f"error: {message}", file=sys.stderr)

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 
 from lightning import Trainer
@@ -59,7 +60,7 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_temporary(target))
     os.close(handle)
     beside = Path(name)
     try:
@@ -81,10 +82,18 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
 
 
+def _temporary(target: Path) -> str:
+    """How the names of a file's temporary ones begin, which nobody must take for the file's own.
+
+    Lightning takes whatever has ``hpc_ckpt_`` in its name for a checkpoint of a job of SLURM.
+    """
+    return f".{blake2b(target.name.encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()}."
+
+
 def _sweep(target: Path) -> None:
     """Remove what processes that were killed have left of this file."""
     # As tempfile names them.
-    leftover = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}")
+    leftover = re.compile(rf"{re.escape(_temporary(target))}[a-z0-9_]{{8}}")
     for path in target.parent.iterdir():
         if leftover.fullmatch(path.name):
             # Another process may remove it too, or it may be another user's.

@@ -1,54 +1,86 @@
 """What the command line says of bad input: one line, with what matters."""
 
 import re
+import textwrap
 from typing import NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
-__all__ = ["REFUSALS", "ArgumentParser", "lost_process", "one_line"]
+__all__ = ["REFUSALS", "ArgumentParser", "one_line", "said_of"]
 
 REFUSALS = (
     FloatingPointError,
     MisconfigurationException,
     ModuleNotFoundError,
     OSError,
+    OverflowError,
     TypeError,
     ValueError,
 )
-"""What is raised of bad input, where the message says all. Anything else may be a defect."""
+"""What is raised of bad input, where the message says all."""
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory"
+    # More than can even be asked for.
+    r"|Storage size calculation overflowed|integer multiplication overflow"
+)
+"""What a RuntimeError says, of which PyTorch has no class for most devices."""
+
+# Not there where PyTorch was built without.
+_LOST: type[Exception] | tuple[()] = getattr(torch.distributed, "DistError", ())
 
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes"
     r"|Subtypes: .*|Errors:|Expected a <class 'NoneType'>|Given value( type)?: .*"
 )
 """Lines in which jsonargparse tells of types that nobody gave."""
+_EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
 _NO_CLASS = re.compile(r"Expected a path but (\S+) either not accessible or invalid")
 
 
-def lost_process(error: RuntimeError) -> str | None:
-    """What to say of an error in communication, which tells that another process is gone.
-
-    Args:
-        error: any.
-
-    Returns:
-        A sentence; None: it is another error.
-    """
+def said_of(error: Exception) -> str | None:
+    """What to say of an error in one line; None: it may be a defect, and its place matters."""
     # Gloo, the backend of CPUs, has no class of errors of its own.
-    if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
-        return None
-    return (
-        "another process of this run has ended, or does not answer; what it said before tells why. "
-        f"({one_line(str(error))})"
-    )
+    if isinstance(error, _LOST) or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
+        return (
+            "another process of this run has ended, or does not answer; what it said before tells "
+            f"why. ({one_line(str(error))})"
+        )
+    if _is_out_of_memory(error):
+        # Python's own says nothing.
+        reason = textwrap.shorten(one_line(str(error)) or "MemoryError", 200, placeholder=" ...")
+        return (
+            "out of memory: give a smaller --model.max_images, --data.batch_real or "
+            f"--data.image_size, or a smaller network with --model.backbone_args. ({reason})"
+        )
+    if isinstance(error, KeyError) and "checkpoint contains only the model" in str(error):
+        return (
+            "the checkpoint has only the weights, with which no fit can go on: give the last.ckpt "
+            "of a run's folder, or another that was not saved with save_weights_only"
+        )
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        return f"the checkpoint does not fit, or is damaged: {one_line(str(error))}"
+    if isinstance(error, OverflowError):
+        return f"a number that was given is too large: {one_line(str(error))}"
+    return one_line(str(error)) if isinstance(error, REFUSALS) else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def one_line(message: str) -> str:
     """A message without line breaks, and without the parser's account of what it tried."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [line for line in lines if line and not _NOISE.fullmatch(line)]
+    types = dict.fromkeys(match[1] for match in map(_EXPECTED.fullmatch, kept) if match)
+    if len(types) > 1:
+        kept = [line for line in kept if not _EXPECTED.fullmatch(line)]
+        kept.append(f"expected one of {', '.join(types)}")
     text = " ".join(kept) or " ".join(message.split())
     unknown = _NO_CLASS.search(text)
     if unknown:

@@ -72,6 +72,7 @@ class Run:
         processes: that share the work.
         kill: when it is killed, if ever.
         options: further ones of the method.
+        precision: of the Trainer.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Run:
     processes: int = 1
     kill: Kill | None = None
     options: tuple[tuple[str, Any], ...] = ()
+    precision: Any = "32-true"
 
     def module(self) -> Condenser:
         """The method, with its options."""
@@ -102,7 +104,13 @@ class Run:
         if self.processes > 1:
             several = {"devices": self.processes, "strategy": "ddp_fork"}
             callbacks.append(LeaveTogether())
-        trainer = tiny_trainer(self.folder, max_steps=self.steps, callbacks=callbacks, **several)
+        trainer = tiny_trainer(
+            self.folder,
+            max_steps=self.steps,
+            callbacks=callbacks,
+            precision=self.precision,
+            **several,
+        )
         data = tiny_data(self.folder, steps_per_epoch=2)
         last = self.folder / "last.ckpt"
         trainer.fit(self.module(), datamodule=data, ckpt_path=last if last.exists() else None)

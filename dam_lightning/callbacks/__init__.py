@@ -4,6 +4,7 @@ from dam_lightning.callbacks.checkpoint import LastCheckpoint
 from dam_lightning.callbacks.final_evaluation import FinalEvaluation
 from dam_lightning.callbacks.picture import CondensedPicture, MaskPictures, PseudoDomainPicture
 from dam_lightning.callbacks.progress import StepProgress
+from dam_lightning.callbacks.signals import SignalsBetweenSteps
 from dam_lightning.callbacks.summary import RunSummary
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "MaskPictures",
     "PseudoDomainPicture",
     "RunSummary",
+    "SignalsBetweenSteps",
     "StepProgress",
 ]

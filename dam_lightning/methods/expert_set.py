@@ -1,12 +1,17 @@
 """The experts of one kind: where they are, training those that are missing, reading them."""
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -105,7 +110,7 @@ class ExpertSet:
             console=Console(stderr=True),
             disable=not show,
         )
-        with progress:
+        with progress, _ending_on_sigterm():
             left = sum(epochs - (self.store.epochs(number) or 0) for number in numbers)
             task = progress.add_task("", total=left, loss="")
             for done in self.train(numbers, epochs):
@@ -133,3 +138,27 @@ class ExpertSet:
             vector.to(network.initial()), network.module.parameters()
         )
         return network.module.eval()
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """End in words where the Trainer does not listen yet, because modules are being set up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        rank_zero_info(
+            "The run ended early: the same command trains the experts that are not finished"
+        )
+        raise SIGTERMException
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if SLURMEnvironment.detect():
+        # There is no step yet from which the job, queued again, would go on.
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

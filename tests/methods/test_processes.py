@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from dam_lightning import Condenser
@@ -53,6 +54,22 @@ def test_processes_equal_one(root: Path, tmp_path: Path, name: str, processes: i
     run = replace(expected, folder=tmp_path, processes=processes)
     run()
     compare(run, expected)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_processes_equal_one_but_for_rounding(tmp_path: Path, name: str) -> None:
+    """By the defaults of the methods, in float64, where it is seen apart from anything else."""
+    options: tuple[tuple[str, Any], ...] = (("backbone_args", SMALL_NETWORK),)
+    alone = Run(
+        name, True, tmp_path / "1", tmp_path / "e", 10, options=options, precision="64-true"
+    )
+    alone()
+    together = replace(alone, folder=tmp_path / "2", processes=2)
+    together()
+    found, expected = together.state(), alone.state()
+    for key in ("images", "dam.logits"):
+        assert expected[key].dtype == torch.float64
+        assert difference(found[key], expected[key]) < 1e-9
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -1,0 +1,72 @@
+"""Signals that end a job, answered between two steps."""
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+__all__ = ["SignalsBetweenSteps"]
+
+
+class SignalsBetweenSteps(Callback):
+    """Puts off what Lightning does on SIGTERM, and on SLURM's SIGUSR1, to the end of the step.
+
+    Lightning answers at once. On SIGUSR1 it saves a checkpoint, and has the job queued again:
+    images may have been updated that the step has not been counted for, and a run that goes on from
+    there is another one. On SIGTERM it tells the other processes, which may be waiting for this
+    one's gradient, and then neither goes on; nor do they when one alone gets Ctrl+C. Here all
+    processes agree after the step. (Of a single process Ctrl+C is answered at once, and so is the
+    second one of several.) SIGUSR1 is left alone outside SLURM.
+    """
+
+    def __init__(self) -> None:
+        self._requeue: Callable[[int, Any], Any] | None = None
+        self._asked: set[int] = set()
+        self._listens = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of Lightning's handlers, which it takes back itself after the fit."""
+        self._requeue, self._asked, self._listens = None, set(), False
+        if threading.current_thread() is not threading.main_thread():
+            # Lightning does not listen there either.
+            return
+        self._listens = True
+        signal.signal(signal.SIGTERM, self._note)
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGINT, self._note)
+        if SLURMEnvironment.detect() and callable(signal.getsignal(signal.SIGUSR1)):
+            self._requeue = signal.getsignal(signal.SIGUSR1)  # type: ignore[assignment]
+            signal.signal(signal.SIGUSR1, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in self._asked:
+            raise KeyboardInterrupt
+        self._asked.add(number)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Do what was asked for, in all processes.
+
+        Raises:
+            SIGTERMException: the run is to end, and has steps left.
+            KeyboardInterrupt: the same by Ctrl+C, of several processes.
+        """
+        if not self._listens:
+            return
+        if self._requeue is not None and self._any(trainer, signal.SIGUSR1):
+            self._asked.discard(signal.SIGUSR1)
+            self._requeue(signal.SIGUSR1, None)
+        if trainer.global_step == trainer.max_steps:
+            return
+        if trainer.world_size > 1 and self._any(trainer, signal.SIGINT):
+            raise KeyboardInterrupt
+        if self._any(trainer, signal.SIGTERM):
+            raise SIGTERMException
+
+    def _any(self, trainer: Trainer, number: int) -> bool:
+        """Whether a process was sent the signal."""
+        return trainer.strategy.reduce_boolean_decision(number in self._asked, all=False)

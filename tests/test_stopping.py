@@ -1,0 +1,198 @@
+"""Fits that are asked to end, by a shell or a scheduler: what they leave, and how they go on."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from dam_lightning import CondensedSet
+from dam_lightning.callbacks import LastCheckpoint, SignalsBetweenSteps
+from dam_lightning.cli import main
+from tests.data.test_image_folder import TWO_DOMAINS, fill
+from tests.runs import MOMENTS, OPTIONS, Kill
+from tests.test_nodes import COMMAND, children, waited_for
+from tests.tiny import SMALL_NETWORK, tiny_data, tiny_trainer
+
+JOB = {
+    "SLURM_NTASKS": "1",
+    "SLURM_JOB_NAME": "condense",
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+"""What a job of SLURM finds in its environment."""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of SLURM, and the file that says with which arguments it was queued again."""
+    requeued = tmp_path / "requeued.txt"
+    command = tmp_path / "bin" / "scontrol"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "$@" >> {requeued}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    return requeued
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_queued_again_by_slurm(slurm: Path, tmp_path: Path, name: str, moment: str) -> None:
+    """Wherever the signal comes, the checkpoint is that of a whole step, and is found by itself."""
+    method, options = OPTIONS[name]
+    if name == "MTT":
+        options = {**options, "experts": {"count": 2, "folder": str(tmp_path / "experts")}}
+    data = tiny_data(tmp_path, steps_per_epoch=4)
+
+    def fit(folder: str, steps: int, *callbacks: Kill) -> torch.Tensor:
+        module = method(dam={"num_domains": 3}, backbone_args=SMALL_NETWORK, seed=1, **options)
+        ours = [*callbacks, LastCheckpoint(), SignalsBetweenSteps()]
+        trainer = tiny_trainer(tmp_path / folder, max_steps=steps, callbacks=ours)
+        trainer.fit(module, datamodule=data)
+        return module.images.detach()
+
+    unbroken = fit("unbroken", 8)
+    fit("queued", 5, Kill(2, moment, signal.SIGUSR1))
+    assert slurm.read_text() == "requeue 7\n"
+    saved = tmp_path / "queued" / "hpc_ckpt_1.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 3
+    # What the job did after the signal is not gone on with.
+    (tmp_path / "queued" / "last.ckpt").unlink()
+    assert torch.equal(fit("queued", 8), unbroken)
+
+
+SEVERAL = "--trainer.devices 2 --trainer.strategy ddp"
+
+
+@pytest.mark.parametrize(
+    ("more", "job"),
+    [("", {}), ("", JOB), (SEVERAL, {}), (f"{SEVERAL} --model.ipc 3", {})],
+    ids=["a shell", "SLURM", "two processes", "two processes, more images"],
+)
+def test_sigterm_on_the_command_line(tmp_path: Path, more: str, job: dict[str, str]) -> None:
+    """Saved, told in words, exit status 143; and gone on with to what it would have become.
+
+    Of several processes, of which the signal may find each anywhere in its step, all end.
+    """
+    fill(tmp_path / "own", TWO_DOMAINS)
+    command = [sys.executable, "-m", "dam_lightning.cli", *shlex.split(f"{COMMAND} {more}")]
+    command += ["--data.steps_per_epoch", "5", "--model.compile", "false"]
+    command += ["--ckpt_path", "last"]
+    at = command.index("--trainer.max_steps") + 1
+    folder = tmp_path / "lightning_logs"
+    begun = subprocess.Popen(
+        [*command[:at], "1000000", *command[at + 1 :]],
+        cwd=tmp_path,
+        env={**os.environ, **job},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    second: list[int] = []
+    last = folder / "version_0" / "last.ckpt"
+    try:
+        assert waited_for(last.exists, 120)
+        second = children(begun.pid) if more else []
+        begun.send_signal(signal.SIGTERM)
+        _, said = begun.communicate(timeout=60)
+        assert waited_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in second), 60)
+    finally:
+        for pid in (begun.pid, *second):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert begun.returncode == 128 + signal.SIGTERM
+    assert "There is no last.ckpt of a run in" in said
+    assert "The run ended early: the same command with --ckpt_path" in said
+    assert "Traceback" not in said
+    steps = torch.load(last, weights_only=True)["global_step"] + 3
+    rest = [*command[:at], str(steps), *command[at + 1 :]]
+    # The same command, and one that begins anew.
+    for arguments in (rest, rest[: rest.index("--ckpt_path")]):
+        subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True)
+    resumed, unbroken = (
+        CondensedSet.load(folder / f"version_{version}" / "condensed.safetensors").images
+        for version in (1, 2)
+    )
+    assert torch.load(folder / "version_1" / "last.ckpt", weights_only=True)["global_step"] == steps
+    assert torch.equal(resumed, unbroken)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to", ["the first", "the second"])
+def test_a_signal_to_one_of_two_processes(tmp_path: Path, to: str, sent: signal.Signals) -> None:
+    """Both end, with the last checkpoint in place."""
+    fill(tmp_path / "own", TWO_DOMAINS)
+    command = COMMAND.replace("--trainer.max_steps 10", "--trainer.max_steps 1000000")
+    more = f"{SEVERAL} --data.steps_per_epoch 5 --model.compile false"
+    first = subprocess.Popen(
+        [sys.executable, "-m", "dam_lightning.cli", *shlex.split(f"{command} {more}")],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    second: list[int] = []
+    last = tmp_path / "lightning_logs" / "version_0" / "last.ckpt"
+    try:
+        assert waited_for(last.exists, 120)
+        second = children(first.pid)
+        os.kill(first.pid if to == "the first" else second[0], sent)
+        _, said = first.communicate(timeout=60)
+        assert waited_for(lambda: not Path(f"/proc/{second[0]}").exists(), 60)
+    finally:
+        for pid in (first.pid, *second):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert first.returncode == {signal.SIGTERM: 143, signal.SIGINT: 1}[sent]
+    assert "The run ended early: the same command with --ckpt_path" in said
+    assert torch.load(last, weights_only=True)["global_step"] >= 5
+
+
+@pytest.mark.parametrize("job", [{}, JOB], ids=["a shell", "SLURM"])
+def test_sigterm_while_experts_are_trained(tmp_path: Path, job: dict[str, str]) -> None:
+    """Before the Trainer listens; those that are finished are kept."""
+    fill(tmp_path / "own", TWO_DOMAINS)
+    command = (
+        COMMAND.replace("--model DM", "--model MTT").replace("--model.ipc 2", "")
+        + " --model.experts.count 100000"
+    )
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "dam_lightning.cli", *shlex.split(command)],
+        cwd=tmp_path,
+        env={**os.environ, **job},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert waited_for(lambda: len([*tmp_path.glob("cache/experts/*/*.safetensors")]) > 1, 120)
+        if job:
+            # Not the end of it.
+            begun.send_signal(signal.SIGUSR1)
+        before = [*tmp_path.glob("cache/experts/*/*.safetensors")]
+        assert waited_for(
+            lambda: len([*tmp_path.glob("cache/experts/*/*.safetensors")]) > len(before), 60
+        )
+        begun.send_signal(signal.SIGTERM)
+        _, said = begun.communicate(timeout=60)
+    finally:
+        begun.kill()
+    assert begun.returncode == 128 + signal.SIGTERM
+    assert "The run ended early: the same command trains the experts" in said
+    assert "Traceback" not in said
+
+
+def test_the_best_is_known_to_its_run_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "own", TWO_DOMAINS)
+    with pytest.raises(SystemExit):
+        main(shlex.split(f"{COMMAND} --ckpt_path best"))
+    assert "error: what is best is known to the run alone" in capfd.readouterr().err
