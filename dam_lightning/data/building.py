@@ -227,7 +227,7 @@ def _make_room(folder: Path, pieces: _Pieces) -> None:
     if missing > free:
         raise OSError(
             f"{pieces.count} images of {pieces.image_size} x {pieces.image_size} pixels need "
-            f"{missing / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free: free "
+            f"{missing / 2**20:,.1f} MiB in {folder}, where {free / 2**20:,.1f} MiB are free: free "
             "some space there, name another folder with cache_dir, or lower image_size"
         )
     for file, size in sizes.items():

@@ -2,17 +2,17 @@
 
 A :class:`Split` is one part of a dataset as tensors; :mod:`dam_lightning.data.split_cache` keeps it
 on disk. :func:`write_tensors` and :func:`read_tensors` do the same for any other result. Cache
-files
-are safetensors: reading one cannot execute anything.
+files are safetensors: reading one cannot execute anything.
 """
 
 import json
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,13 +52,20 @@ class Split:
         domains: (N,) int64 domain numbers, on the CPU; all 0 where the dataset has no domains.
         paths: N names, relative to the dataset's folder with forward slashes; for datasets without
             files, whatever tells the images apart.
+        check: called whenever images are asked for, of images in a memory-mapped file, and raises
+            OSError if that was changed. None: images are in memory.
 
     Raises:
         ValueError: the four do not describe the same N images.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, domains: Tensor, paths: Sequence[str]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        domains: Tensor,
+        paths: Sequence[str],
+        check: Callable[[], None] | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(
@@ -69,17 +76,35 @@ class Split:
         lengths = (len(images), len(labels), len(domains), len(paths))
         if len(set(lengths)) != 1:
             raise ValueError(f"images, labels, domains and paths differ in number: {lengths}")
-        self.images = images
+        self._images = images
         self.labels = labels
         self.domains = domains
         self.paths = list(paths)
+        self._check = check
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W) uint8.
+
+        Raises:
+            OSError: they are in a file that was changed since it was opened.
+        """
+        if self._check is not None:
+            self._check()
+        return self._images
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Whoever gets a copy has the images in memory.
+        return {**self.__dict__, "_images": self.images, "_check": None}
+
     def to(self, device: torch.device) -> "Split":
         """The same split with its images on ``device``; labels and domains stay on the CPU."""
-        return Split(self.images.to(device), self.labels, self.domains, self.paths)
+        images = self.images.to(device)
+        check = self._check if images is self._images else None
+        return Split(images, self.labels, self.domains, self.paths, check)
 
     def subset(self, chosen: Tensor) -> "Split":
         """Some of the images, by number: (K,) int64 or (N,) bool, on the CPU.
@@ -88,15 +113,17 @@ class Split:
         """
         numbers = chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen
         first = int(numbers[0]) if len(numbers) else 0
-        if torch.equal(numbers, torch.arange(first, first + len(numbers))):
+        is_view = torch.equal(numbers, torch.arange(first, first + len(numbers)))
+        if is_view:
             images = self.images[first : first + len(numbers)]
         else:
-            images = self.images.index_select(0, numbers.to(self.images.device))
+            images = self.images.index_select(0, numbers.to(self._images.device))
         return Split(
             images,
             self.labels[numbers],
             self.domains[numbers],
             [self.paths[number] for number in numbers.tolist()],
+            self._check if is_view else None,
         )
 
     def gather(self, indices: Tensor) -> Tensor:
@@ -111,9 +138,10 @@ class Split:
         Returns:
             ``(*indices.shape, C, H, W)`` uint8, where the images are.
         """
-        indices = to_device(indices, self.images.device)
-        picked = self.images.index_select(0, indices.flatten())
-        return picked.view(*indices.shape, *self.images.shape[1:])
+        images = self.images
+        indices = to_device(indices, images.device)
+        picked = images.index_select(0, indices.flatten())
+        return picked.view(*indices.shape, *images.shape[1:])
 
 
 def piece_length(image_shape: Sequence[int]) -> int:
@@ -209,12 +237,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Read what :func:`write_tensors` wrote.
 
     Returns:
-        Tensors (memory-mapped) and metadata, or None where there is no such file or it is damaged.
+        Tensors in memory, and metadata; or None where there is no such file or it is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
+            # Copies: of a file that is cut short while it is mapped the process would die.
+            tensors = {name: file.get_tensor(name).clone() for name in names}
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError):
         return None

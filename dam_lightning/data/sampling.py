@@ -22,10 +22,15 @@ class RealImages:
     """
 
     def __init__(self, data: Any, device: torch.device | None = None) -> None:
-        self._pixels: Tensor = data.train.images
+        self._split = data.train
         self._normalisation = Normalisation(
             data.mean, data.std, getattr(data, "whitening", None), device or self._pixels.device
         )
+
+    @property
+    def _pixels(self) -> Tensor:
+        pixels: Tensor = self._split.images
+        return pixels
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -49,7 +54,8 @@ class RealImages:
         Returns:
             (B, C, H, W) float32 on :attr:`device`.
         """
-        return self._normalisation(self._pixels[to_device(rows, self._pixels.device)])
+        pixels = self._pixels
+        return self._normalisation(pixels[to_device(rows, pixels.device)])
 
 
 def check_class_sizes(data: Any, per_class: int) -> None:

@@ -1,17 +1,17 @@
 """Decoded splits on disk: complete or not there, read without being loaded.
 
-A cache is a folder: for each split its pixels as they are in memory (``train.images``: N x C x H x
-    W
-bytes), and ``index.safetensors`` with everything else. The index is written last, so that a cache
-without one is not complete. Reading it cannot execute anything. The pixels are memory-mapped, so
-that opening a cache takes the same time and memory for ten images and for ten million, but for the
-labels and names.
+A cache is a folder: for each split its pixels as they are in memory (``train.images``: bytes of
+shape N x C x H x W), and ``index.safetensors`` with everything else. The index is written last, so
+that a cache without one is not complete. Reading it cannot execute anything. The pixels are
+memory-mapped, so that opening a cache takes the same time and memory for ten images and for ten
+million, but for the labels and names.
 """
 
 import errno
 import json
 import math
 import mmap
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -138,15 +138,13 @@ def read_splits(folder: Path) -> tuple[dict[str, Split], dict[str, str]] | None:
         shapes: dict[str, list[int]] = json.loads(metadata.pop("shapes"))
         digests: dict[str, list[str]] = json.loads(metadata.pop("digests"))
         for name, shape in shapes.items():
-            images = map_images(images_file(folder, name), shape)
-            if not _intact(images, digests[name]):
-                return None
+            check = _Unchanged(images_file(folder, name), shape, digests[name])
             paths = tensors[f"{name}.paths"].numpy().tobytes().decode("utf-8", "surrogatepass")
             listed = paths.split("\0") if shape[0] else []
             splits[name] = Split(
-                images, tensors[f"{name}.labels"], tensors[f"{name}.domains"], listed
+                check.images, tensors[f"{name}.labels"], tensors[f"{name}.domains"], listed, check
             )
-    except (KeyError, ValueError, OSError):  # intact, but no index; or without its pixels
+    except (KeyError, ValueError, OSError):  # intact, but no index; or without its intact pixels
         return None
     return splits, metadata
 
@@ -185,14 +183,60 @@ def load_splits(folder: Path, build: Callable[[], None]) -> tuple[dict[str, Spli
     return found
 
 
-def _intact(images: Tensor, digests: Sequence[str]) -> bool:
+class _Unchanged:
+    """Pixels in a file, and whether they are still what they were when it was opened.
+
+    Reading what was cut off a mapped file ends the process without a word, and other values in it
+    would change a run unnoticed.
+
+    Args:
+        file: the file.
+        shape: of the pixels.
+        digests: of their pieces.
+
+    Attributes:
+        images: uint8 of this shape, memory-mapped.
+
+    Raises:
+        OSError: the file is not there, or has other pixels.
+    """
+
+    def __init__(self, file: Path, shape: Sequence[int], digests: Sequence[str]) -> None:
+        self._file = file
+        self._digests = digests
+        # A file that another takes the place of stays as it is for those who have it open.
+        self._opened = file.open("rb")
+        self._size, self._changed = self._look()
+        self.images = map_images(file, shape)
+        if not _intact(self.images, digests):
+            raise OSError(f"{file} has other pixels than were written")
+
+    def _look(self) -> tuple[int, int]:
+        """Bytes, and the time of the last change in nanoseconds."""
+        found = os.fstat(self._opened.fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def __call__(self) -> None:
+        size, changed = self._look()
+        if changed == self._changed and size == self._size:
+            return
+        # Some only touch files, so that they are not cleared away.
+        if size != self._size or not _intact(self.images, self._digests, thoroughly=True):
+            raise OSError(
+                f"the cache file {self._file} was changed while it was in use: start again, and it "
+                "is made anew"
+            )
+        self._changed = changed
+
+
+def _intact(images: Tensor, digests: Sequence[str], thoroughly: bool = False) -> bool:
     """Whether pieces of the pixels, in large sets some of them, are what was written."""
     length = piece_length(images.shape[1:])
     count = math.ceil(len(images) / length)
     if len(digests) != count:
         return False
     piece_bytes = max(1, length * math.prod(images.shape[1:]))
-    step = max(1, math.ceil(count * piece_bytes / VERIFIED_BYTES))
+    step = 1 if thoroughly else max(1, math.ceil(count * piece_bytes / VERIFIED_BYTES))
     # The last piece is where a disk that was full would show.
     looked_at = {*range(0, count, step), *range(max(0, count - 1), count)}
     return all(

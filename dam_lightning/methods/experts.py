@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from dam_lightning.backbones.options import BackboneArgs
 from dam_lightning.evaluation.evaluator import Evaluator
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.files import check_writable
@@ -59,7 +60,7 @@ class Experts(LightningModule):
         count: int = 100,
         epochs: int = 50,
         backbone: str = "ConvNet",
-        backbone_args: dict[str, Any] | None = None,
+        backbone_args: BackboneArgs | None = None,
         augmentation: str | None = DSA,
         lr: float = 0.01,
         batch_size: int = 256,

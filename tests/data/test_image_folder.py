@@ -416,6 +416,6 @@ def test_sizes_beyond_the_disk_are_refused(tmp_path: Path) -> None:
     root = fill(tmp_path / "own", one_domain(2))
     for size in (10_000_000, 10**12):
         data = ImageFolder(str(root), image_size=size, cache_dir=str(tmp_path / "cache"))
-        with pytest.raises(OSError, match=r"GiB are free: .* with cache_dir, or lower image_size"):
+        with pytest.raises(OSError, match=r"MiB are free: .* with cache_dir, or lower image_size"):
             data.prepare_data()
         assert not (tmp_path / "cache").exists()

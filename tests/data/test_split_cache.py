@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -72,6 +73,65 @@ def test_an_empty_split_is_kept(tmp_path: Path) -> None:
     assert (len(found[0]["test"]), found[0]["test"].paths) == (0, [])
 
 
+def opened(folder: Path) -> Split:
+    write(folder)
+    found = read_splits(folder)
+    assert found is not None
+    return found[0]["train"]
+
+
+@pytest.mark.parametrize("change", ["cut short", "longer", "other pixels"])
+def test_a_file_that_changes_while_it_is_in_use(tmp_path: Path, change: str) -> None:
+    """Told whenever images are asked for; of one cut short the process would die otherwise."""
+    train = opened(tmp_path)
+    part, whole = train.subset(torch.arange(2, 4)), make_split().images
+    file = tmp_path / "train.images"
+    with file.open("r+b") as writable:
+        if change == "cut short":
+            writable.truncate(0)
+        elif change == "longer":
+            writable.truncate(10_000)
+        else:
+            writable.write(b"x" * 9)
+    os.utime(file, ns=(0, 0))
+    for ask in (
+        lambda: train.images,
+        lambda: train.gather(torch.zeros(1).long()),
+        lambda: part.gather(torch.zeros(1).long()),
+        lambda: train.subset(torch.tensor([0, 3])),
+        lambda: train.to(torch.device("cpu")),
+    ):
+        with pytest.raises(OSError, match=r"train\.images was changed while .*: start again"):
+            ask()
+    # Starting again mends it.
+    train = load_splits(tmp_path, lambda: write(tmp_path))[0]["train"]
+    assert torch.equal(train.images, whole)
+
+
+def test_a_file_that_is_only_touched_or_taken_away(tmp_path: Path) -> None:
+    train = opened(tmp_path)
+    os.utime(tmp_path / "train.images", ns=(1, 1))
+    assert torch.equal(train.images, make_split().images)
+    (tmp_path / "train.images").unlink()
+    (tmp_path / "train.images").touch()
+    assert torch.equal(train.images, make_split().images)
+
+
+def test_copies_are_in_memory(tmp_path: Path) -> None:
+    """Those for other processes, and images picked out."""
+    train = opened(tmp_path)
+    copies = [pickle.loads(pickle.dumps(train)), train.subset(torch.tensor([0, 1, 2, 3, 5, 4]))]
+    (tmp_path / "train.images").write_bytes(b"")
+    assert torch.equal(copies[0].images, make_split().images)
+    assert torch.equal(copies[1].images, make_split().images[[0, 1, 2, 3, 5, 4]])
+
+
+def test_an_index_that_is_cut_short_while_it_is_in_use(tmp_path: Path) -> None:
+    train = opened(tmp_path)
+    (tmp_path / INDEX).write_bytes(b"")
+    assert torch.equal(train.labels, make_split().labels)
+
+
 @pytest.mark.parametrize("name", [INDEX, "train.images", "test.images"])
 def test_damage_is_noticed(tmp_path: Path, name: str) -> None:
     write(tmp_path)
@@ -130,6 +190,22 @@ def test_of_a_large_set_pieces_all_over_are_looked_at(
         if read_splits(tmp_path) is None:
             noticed.append(piece)
     assert noticed == [0, 4, 8, 9]
+
+
+def test_of_a_large_set_that_is_changed_all_pieces_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = piece_length((3, 256, 256))
+    monkeypatch.setattr(split_cache, "VERIFIED_BYTES", 3 * length * 3 * 256 * 256)
+    write_splits(tmp_path, {"train": make_split(9 * length, 256)}, {})
+    found = read_splits(tmp_path)
+    assert found is not None
+    with (tmp_path / "train.images").open("r+b") as file:
+        file.seek(length * 3 * 256 * 256)
+        file.write(b"other")
+    os.utime(tmp_path / "train.images", ns=(0, 0))
+    with pytest.raises(OSError, match="was changed while"):
+        found[0]["train"].gather(torch.zeros(1).long())
 
 
 def counted(build: Callable[[], None]) -> tuple[list[int], Callable[[], None]]:

@@ -435,6 +435,19 @@ DAMAGE: dict[str, tuple[Callable[[Path, dict[str, Tensor], str], None], str]] = 
         lambda p, w, t: write(p, {"trajectory": w["trajectory"][:0].clone()}, t),
         "should hold float32",
     ),
+    "an epoch more than it says": (
+        lambda p, w, t: write(p, {"trajectory": w["trajectory"].repeat(2, 1)}, t),
+        "is damaged: ",
+    ),
+    "nested too deep": (lambda p, w, t: write(p, w, "[" * 100_000), "is no expert, or is damaged"),
+    "checksums in a mapping": (
+        lambda p, w, t: write(p, w, json.dumps({**json.loads(t), "checksums": {"a": 1, "b": 2}})),
+        "is no expert, or is damaged",
+    ),
+    "checksums that are none": (
+        lambda p, w, t: write(p, w, json.dumps({**json.loads(t), "checksums": 3})),
+        "is no expert, or is damaged",
+    ),
 }
 
 
@@ -457,6 +470,33 @@ def test_a_damaged_file_is_named(tmp_path: Path, kind: str) -> None:
     path.unlink()
     trained(tmp_path, [0], 1)
     assert path.read_bytes() == before
+
+
+def test_a_parameter_that_changed_is_noticed(tmp_path: Path) -> None:
+    """Where it is read, and only there."""
+    store, path, before = store_of_one(tmp_path)
+    assert store.parameters(0, 1).isfinite().all()
+    path.write_bytes(before[:-4] + bytes([before[-4] ^ 1]) + before[-3:])
+    assert store.epochs(0) == 1
+    assert store.parameters(0, 0).isfinite().all()
+    for epochs in (1, slice(None)):
+        with pytest.raises(ValueError, match=r"expert_0000.* is damaged \(epoch 1\): delete it"):
+            store.parameters(0, epochs)
+
+
+def test_an_expert_that_was_made_anew_meanwhile(tmp_path: Path) -> None:
+    """For less long, by another recipe, or that is gone."""
+    store, path, _ = store_of_one(tmp_path)
+    store.save(0, store.parameters(0, slice(1)))
+    with pytest.raises(ValueError, match=r"has 0 epochs by now, and epoch 1 is needed: start ag"):
+        store.parameters(0, 1)
+    other = ExpertStore(store.folder, {**store._description, "lr": 0.1}, store._size)
+    other.save(0, torch.zeros(2, store._size))
+    with pytest.raises(ValueError, match=r"are others than those asked for: lr 0\.1 there"):
+        store.parameters(0, 1)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"expert_0000.*No such file"):
+        store.parameters(0, 1)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '"class"', "3", "null"])
