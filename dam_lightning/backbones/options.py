@@ -1,6 +1,6 @@
 """Options that several backbones have in common, and how wrong ones are refused."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from torch import nn
@@ -8,7 +8,11 @@ from torch import nn
 from dam_lightning.backbones.group_norm import GroupNorm
 from dam_lightning.backbones.layer_norm import LayerNorm
 
-__all__ = ["Norm", "check_choice", "check_numbers", "check_size", "norm_layers"]
+__all__ = ["BackboneArgs", "Norm", "check_choice", "check_numbers", "check_size", "norm_layers"]
+
+BackboneArgs = Mapping[str, bool | int | float | str | list[bool | int | float | str | None] | None]
+"""Options of a backbone. Plain values: of anything, the command line would make whatever object a
+configuration names."""
 
 Norm = Literal["instancenorm", "groupnorm", "layernorm", "batchnorm", "none"]
 """Normalisation after a convolution, as in ``networks.py`` of VICO-UoE/DatasetCondensation:

@@ -107,8 +107,20 @@ def describe_machine(device: torch.device) -> dict[str, object]:
         "device": name,
         "peak_memory_mib": round(peak),
         "version": _version(),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([*_program(sys.argv[0]), *sys.argv[1:]]),
     }
+
+
+def _program(path: str) -> list[str]:
+    """How the program is called, wherever it was installed.
+
+    Args:
+        path: that Python gives it; of a console script and of a module it is absolute.
+    """
+    program = Path(path)
+    if program.stem == "dam-lightning" or program.parts[-2:] == ("dam_lightning", "cli.py"):
+        return ["dam-lightning"]
+    return ["python", program.name] if program.suffix == ".py" else [program.name]
 
 
 def _line(values: "list[object] | tuple[object, ...]") -> str:
@@ -118,13 +130,22 @@ def _line(values: "list[object] | tuple[object, ...]") -> str:
 
 
 def _version() -> str:
-    """The package's version, with the commit where it runs from a checkout."""
+    """The package's version, with the commit where it runs from a checkout.
+
+    ``-dirty`` stands behind a commit that what runs is not; a ledger that has grown is no reason.
+    """
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return __version__
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git(checkout, "describe", "--always")
+        code = ("dam_lightning", "configs", "cli.py")
+        changed = _git(checkout, "status", "--porcelain", "--untracked-files=no", "--", *code)
     except (OSError, subprocess.CalledProcessError):
         return __version__
-    return f"{__version__}+{commit}"
+    return f"{__version__}+{commit}{'-dirty' if changed else ''}"
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(checkout), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

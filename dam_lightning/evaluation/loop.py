@@ -16,6 +16,7 @@ from dam_lightning.evaluation.evaluator import Evaluator, train_networks
 from dam_lightning.evaluation.ledger import append_row, describe_machine, open_ledger
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.evaluation.table import print_scores
+from dam_lightning.files import is_rehearsal
 
 __all__ = ["EvaluatingModule"]
 
@@ -206,7 +207,7 @@ class EvaluatingModule(LightningModule, ABC):
         if not self.trainer.is_global_zero:
             return
         self._print(results, "test")
-        if self.ledger is not None:
+        if self.ledger is not None and not is_rehearsal(self.trainer):
             for result in results:
                 append_row(self.ledger, self._row(result))
 

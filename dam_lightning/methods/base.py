@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from dam_lightning.backbones import Backbone, build_backbone
+from dam_lightning.backbones.options import BackboneArgs
 from dam_lightning.compilation import Compiled, worth_compiling
 from dam_lightning.condensed_set import CondensedSet, as_json
 from dam_lightning.dam import DomainAwareModule
@@ -36,6 +37,7 @@ from dam_lightning.methods.checkpoints import (
     changed_arguments,
     changed_data,
     check_data,
+    check_described,
     check_shapes,
     check_whitening,
 )
@@ -102,6 +104,8 @@ class Condenser(EvaluatingModule):
         momentum: of SGD, for both.
         augmentation: DSA strategy, one draw for each group, shared by its real and synthetic
             images; None switches it off.
+        augment_views: augment in the domain loss too, DAM's views and the real images that they are
+            matched with. The paper does not say; its loss is "the same".
         init: ``"noise"`` (standard normal, as in the paper's main tables) or ``"real"`` (random
             real images of the class).
         seed: key of all draws; None: the run's seed, or a resumed checkpoint's.
@@ -142,11 +146,12 @@ class Condenser(EvaluatingModule):
         ipc: int = 1,
         dam: DAMOptions | None = None,
         backbone: str = "ConvNet",
-        backbone_args: dict[str, Any] | None = None,
+        backbone_args: BackboneArgs | None = None,
         lr_images: float = 1.0,
         lr_masks: float | None = None,
         momentum: float = 0.5,
         augmentation: str | None = DSA,
+        augment_views: bool = True,
         init: Literal["noise", "real"] = "noise",
         seed: int | None = None,
         max_images: int | None = None,
@@ -183,11 +188,12 @@ class Condenser(EvaluatingModule):
         self.ipc = ipc
         self.dam = None
         self.backbone = backbone
-        self.backbone_args = backbone_args or {}
+        self.backbone_args = dict(backbone_args or {})
         self.lr_images = lr_images
         self.lr_masks = lr_images if lr_masks is None else lr_masks
         self.momentum = momentum
         self.augmentation = augmentation
+        self.augment_views = augment_views
         self.init = init
         self.seed = run_seed() if seed is None else seed
         self._max_images = max_images
@@ -297,6 +303,7 @@ class Condenser(EvaluatingModule):
         rank, world_size = self._rank_and_world_size
         count, offset = len(groups.indices), 0 if branch == "class" else len(batch.classes.indices)
         rows = dealt_out(count, rank, world_size, first=offset)
+        operations = self.operations(branch)
         together = max(1, self.max_images // max(groups.indices.shape[1], synthetic.shape[1]))
         for piece in (rows[i : i + together] for i in range(0, len(rows), together)):
             # A slice, because indices would be copied to the device, and the host wait for it.
@@ -304,12 +311,12 @@ class Condenser(EvaluatingModule):
             leaf = synthetic[at].detach().requires_grad_()
             counts = to_device(groups.counts[at], leaf.device)
             labels = torch.arange(count, device=leaf.device)[at]
-            if self.augmentation is None:
+            if not operations:
                 real, views = groups.images(piece).to(leaf.dtype), leaf
             else:
                 height, width = leaf.shape[-2:]
                 drawn = augmentation_draws(
-                    self._operations,
+                    operations,
                     piece,
                     (height, width),
                     seed=self.seed,
@@ -329,6 +336,10 @@ class Condenser(EvaluatingModule):
             value += loss.detach()
         # Strategies average over processes; the loss is a sum.
         return carry_gradient(value * world_size, [gradient * world_size], [synthetic])
+
+    def operations(self, branch: Branch) -> tuple[int, ...]:
+        """The augmentation of a grouping, as `strategy_operations` gives it; empty: none."""
+        return () if branch == "domain" and not self.augment_views else self._operations
 
     @property
     def _rank_and_world_size(self) -> tuple[int, int]:
@@ -708,6 +719,8 @@ class Condenser(EvaluatingModule):
                 for name, (new, old) in changed.items()
             )
             rank_zero_info(f"Arguments that differ from the checkpoint's: {listed}")
+            if self.ledger is not None and self._trainer is not None and self.trainer.testing:
+                check_described(changed)
         if "data" in changed and self._trainer is not None and not self.trainer.training:
             rank_zero_info(
                 "The checkpoint's images were made of other training images than the data module "

@@ -17,11 +17,24 @@ __all__ = [
     "changed_arguments",
     "changed_data",
     "check_data",
+    "check_described",
     "check_shapes",
     "check_whitening",
 ]
 
 _SHAPING = ("ipc", "num_classes", "image_shape", "backbone", "backbone_args", "domain_step_size")
+_OF_THE_TEST = (
+    "recipe.",
+    "adjoint",
+    "compile",
+    "max_images",
+    "max_skipped",
+    "precision",
+    "data.download",
+    "data.steps_per_epoch",
+    "data.test_batch_size",
+)
+"""How the names of arguments begin that no image depends on beyond rounding."""
 
 
 class CondensedSetBeside(CheckedCheckpointIO):
@@ -150,6 +163,24 @@ def changed_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str
         # Nobody gave one, and the checkpoint's is taken up.
         flat[0]["data.seed"] = flat[1].get("data.seed")
     return _differences(*flat)
+
+
+def check_described(changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse a ledger's row of arguments that the images were not made with.
+
+    Args:
+        changed: name -> (ours, theirs).
+
+    Raises:
+        MisconfigurationException: an argument differs that changes images.
+    """
+    wrong = [name for name in changed if not name.startswith(_OF_THE_TEST)]
+    if wrong:
+        raise MisconfigurationException(
+            f"the ledger's row would tell of other images than these: {', '.join(wrong)} differ "
+            "from the checkpoint's. Give the checkpoint's values (--config config.yaml of its run "
+            "has them), or leave out --model.ledger"
+        )
 
 
 def changed_arguments(

@@ -274,7 +274,11 @@ class DC(Condenser):
             images, labels = _flat(batch.domains)
             images = images.to(self.images.dtype)
         training = InnerTraining(
-            self._inner_loop, self._lr_network, self._batch_train, self._operations, self.seed
+            self._inner_loop,
+            self._lr_network,
+            self._batch_train,
+            self.operations(branch),
+            self.seed,
         )
         inner.network.module.train()
         stream = f"inner/{branch}"

@@ -191,7 +191,7 @@ class MTT(Condenser):
         return ExpertRecipe(
             self.backbone,
             self.backbone_args,
-            self.augmentation,
+            self.augmentation if self.operations(branch) else None,
             lr=asked.get("lr", 0.01),
             batch_size=asked.get("batch_size", 256),
             seed=asked.get("seed", 0),
@@ -315,7 +315,7 @@ class MTT(Condenser):
                 len(pool),
                 self._batch_syn[branch] or len(self.images),
                 self.student_steps,
-                self._operations,
+                self.operations(branch),
                 pool,
             )
             with self.forward_precision():

@@ -4,6 +4,8 @@ import csv
 import multiprocessing
 import os
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from dam_lightning import __version__
+from dam_lightning.evaluation import ledger
 from dam_lightning.evaluation.ledger import COLUMNS, append_row, describe_machine
 
 
@@ -132,8 +135,55 @@ def test_the_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     described = describe_machine(torch.device("cpu"))
     assert set(described) == {"device", "peak_memory_mib", "version", "command"}
     assert described["device"] == f"cpu x{torch.get_num_threads()}"
-    assert shlex.split(str(described["command"])) == command
+    assert shlex.split(str(described["command"])) == ["python", *command]
     assert str(described["version"]).startswith(__version__)
     # This process with PyTorch in it: more than 50 MiB, and no more than the machine has.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
     assert 50 < int(str(described["peak_memory_mib"])) <= memory
+
+
+@pytest.mark.parametrize(
+    ("program", "called"),
+    [
+        ("/home/me/venv/bin/dam-lightning", "dam-lightning"),
+        ("dam-lightning.exe", "dam-lightning"),
+        # python -m dam_lightning.cli, torchrun -m dam_lightning.cli
+        ("/home/me/venv/lib/python3.12/site-packages/dam_lightning/cli.py", "dam-lightning"),
+        ("cli.py", "python cli.py"),
+        ("/home/me/checkout/cli.py", "python cli.py"),
+        ("/home/me/my script.py", "python 'my script.py'"),
+        ("/home/me/venv/bin/pytest", "pytest"),
+    ],
+)
+def test_the_command_does_not_tell_where_the_program_is(
+    program: str, called: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "test", "--data.root", "/data/as typed"])
+    command = describe_machine(torch.device("cpu"))["command"]
+    assert command == f"{called} test --data.root '/data/as typed'"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_only_changed_code_makes_a_commit_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger may lie in the checkout, where every row changes it."""
+    code = tmp_path / "dam_lightning" / "evaluation" / "ledger.py"
+    code.parent.mkdir(parents=True)
+    for file in (code, tmp_path / "ledger.csv"):
+        file.write_text("as committed")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    monkeypatch.setattr(ledger, "__file__", str(code))
+
+    def version() -> str:
+        return str(describe_machine(torch.device("cpu"))["version"])
+
+    clean = version()
+    assert clean.startswith(f"{__version__}+")
+    assert not clean.endswith("dirty")
+    (tmp_path / "ledger.csv").write_text("one row more")
+    assert version() == clean
+    code.write_text("changed")
+    assert version() == f"{clean}-dirty"

@@ -432,3 +432,45 @@ def test_mistakes_in_dam_are_refused_at_once() -> None:
         make(recipe={"epoch": 5})
     with pytest.raises(TypeError, match="abstract"):
         Condenser(ipc=1)  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize(
+    ("changed", "data", "told"),
+    [
+        ({"lr_images": 7.0}, {}, "lr_images"),
+        ({"dam": {"num_domains": 2, "weight": 0.3}}, {}, "dam.weight"),
+        ({}, {"batch_real": 5}, "data.batch_real"),
+        ({"max_images": 3}, {"test_batch_size": 2}, None),
+    ],
+)
+def test_a_row_of_the_ledger_tells_of_the_images_that_were_tested(
+    tmp_path: Path, changed: dict[str, Any], data: dict[str, Any], told: str | None
+) -> None:
+    dam = {"num_domains": 2}
+    fitted(tmp_path, dam=dam, trainer={"callbacks": [LastCheckpoint()]})
+    ledger = tmp_path / "ledger.csv"
+    module = make(**{"dam": dam, "ledger": str(ledger), **changed})
+
+    def test(module: DM) -> None:
+        tiny_trainer(tmp_path).test(
+            module, datamodule=tiny_data(tmp_path, **data), ckpt_path=tmp_path / "last.ckpt"
+        )
+
+    if told is None:
+        test(module)
+        assert len(ledger.read_text().splitlines()) == 2
+        return
+    with pytest.raises(MisconfigurationException, match=rf"other images than these: {told} differ"):
+        test(module)
+    assert not ledger.exists() or len(ledger.read_text().splitlines()) == 1
+
+
+def test_a_rehearsed_test_is_no_result(tmp_path: Path) -> None:
+    fitted(tmp_path, trainer={"callbacks": [LastCheckpoint()]})
+    ledger = tmp_path / "ledger.csv"
+    tiny_trainer(tmp_path, fast_dev_run=True).test(
+        make(ledger=str(ledger)),
+        datamodule=tiny_data(tmp_path),
+        ckpt_path=tmp_path / "last.ckpt",
+    )
+    assert not ledger.exists() or len(ledger.read_text().splitlines()) == 1

@@ -106,6 +106,7 @@ class Expected:
     batch_syn: int = 6
     batch_syn_domain: int = 6
     strategy: str | None = DSA
+    augment_views: bool = True
     shared: bool = False
     own_start: bool = False
     weight: float = 0.01
@@ -128,7 +129,7 @@ class Expected:
         ]
         batches = mtt.inner_batches(orders, batch, self.steps)
         drawn: list[mtt.BatchAugmentation] | None = None
-        if self.strategy is not None:
+        if self.strategy is not None and (branch == "class" or self.augment_views):
             drawn = []
             for chosen in batches:
                 name = OPERATIONS[int(generator.choice(strategy_operations(self.strategy)))]
@@ -199,6 +200,7 @@ CASES: dict[str, tuple[MTTOptions, MTTOptions]] = {
         {"shared": True, "units": 2, "batch_syn_domain": 7},
     ),
     "plain": ({"dam": DAM, "augmentation": None}, {"strategy": None}),
+    "plain views": ({"dam": DAM, "augment_views": False}, {"augment_views": False}),
     "30 steps": (
         {
             "dam": DAM,

@@ -32,7 +32,10 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 def reference_inputs(module: DM, batch: GroupedBatch) -> dm.StepInputs:
     """What the module draws for a step, as the reference takes it."""
     library = module.fresh_network(batch.step)
-    plain = convnet.ConvNet(3, len(CLASS_SIZES), SMALL_NETWORK["width"], 2, (16, 16))
+    channels, *size = module.images.shape[1:]
+    plain = convnet.ConvNet(
+        channels, len(batch.classes.counts), SMALL_NETWORK["width"], 2, tuple(size)
+    )
     convnet.copy_parameters(library, plain)
 
     def valid(groups: Any) -> list[Tensor]:
@@ -40,7 +43,7 @@ def reference_inputs(module: DM, batch: GroupedBatch) -> dm.StepInputs:
         return [group[:count] for group, count in zip(images, groups.counts, strict=True)]
 
     def drawn(branch: str, count: int) -> list[dm.Augmentation] | None:
-        if module.augmentation is None:
+        if module.augmentation is None or (branch == "domain" and not module.augment_views):
             return None
         result = []
         for group in range(count):
@@ -54,8 +57,8 @@ def reference_inputs(module: DM, batch: GroupedBatch) -> dm.StepInputs:
         network_features=plain.embed,
         real_class_batches=valid(batch.classes),
         real_domain_batches=valid(batch.domains) if with_domains else None,
-        class_augmentation=drawn("class", len(CLASS_SIZES)),
-        domain_augmentation=drawn("domain", NUM_DOMAINS) if with_domains else None,
+        class_augmentation=drawn("class", len(batch.classes.counts)),
+        domain_augmentation=drawn("domain", len(batch.domains.counts)) if with_domains else None,
     )
 
 
@@ -109,6 +112,21 @@ def test_one_step(
             assert expected.grad_logits is not None
             assert float(expected.grad_logits.abs().max()) > 0
             assert_close(module.dam.logits.grad, expected.grad_logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*self.log.*")
+def test_views_that_are_not_augmented(tmp_path: Path) -> None:
+    """The class loss is the same, and the domain loss that of images as they are."""
+    data = tiny_data(tmp_path)
+    data.setup_domains(NUM_DOMAINS)
+    batch, losses = data.grouped_batch(3), []
+    for augment_views in (True, False):
+        module = make(dam={"num_domains": NUM_DOMAINS, "weight": 1}, augment_views=augment_views)
+        losses.append(module.training_step(batch, 0).detach())
+        inputs = reference_inputs(module, batch)
+        expected = dm.dm_step(module.images, 1, module.dam.logits, 0.1, 1, *inputs)
+        assert_close(losses[-1], expected.loss_class + expected.loss_domain)
+    assert not torch.isclose(*losses)
 
 
 @pytest.mark.filterwarnings("ignore:.*self.log.*")
