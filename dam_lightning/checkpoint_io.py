@@ -1,13 +1,31 @@
 """Reading checkpoints: what is none, or is damaged, is named."""
 
+import zipfile
+from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any, Self
 
 from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
 
 from dam_lightning.files import written_beside
 
 __all__ = ["CheckedCheckpointIO"]
+
+_KINDS: dict[str, type] = {
+    "state_dict": Mapping,
+    "loops": Mapping,
+    "callbacks": Mapping,
+    "hyper_parameters": Mapping,
+    "condenser": Mapping,
+    "evaluation": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+}
+"""What Lightning and this package look into, where it is there."""
 
 
 class CheckedCheckpointIO(CheckpointIO):
@@ -48,13 +66,18 @@ class CheckedCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Read the checkpoint.
 
+        Whether it fits the module at hand is for the module to say.
+
         Raises:
-            ValueError: the file is damaged, or is no checkpoint of Lightning's.
+            ValueError: the file is damaged, or is no checkpoint of Lightning's; or a condensation's
+                images or masks in it have values that are not finite.
         """
         reason = "it holds something else"
         try:
+            _check_bytes(path)
             checkpoint = self._inner.load_checkpoint(path, map_location, weights_only)
             if isinstance(checkpoint, dict) and "state_dict" in checkpoint:
+                _check_kinds(checkpoint)
                 return checkpoint
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
@@ -63,7 +86,7 @@ class CheckedCheckpointIO(CheckpointIO):
             reason = "it holds more than plain values, or is no file of PyTorch's"
         # torch.load raises almost anything of damaged and foreign files.
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} is no checkpoint, or is damaged ({reason}). Give the last.ckpt of a run's "
             "folder; condensed.safetensors files are evaluated with model.condensed"
@@ -76,3 +99,34 @@ class CheckedCheckpointIO(CheckpointIO):
     def teardown(self) -> None:
         """Close what does the work."""
         self._inner.teardown()
+
+
+def _check_bytes(path: Any) -> None:
+    """PyTorch stores checksums, but does not look at them.
+
+    Raises:
+        ValueError: saying which part is damaged.
+    """
+    if "://" in str(path) or not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def _check_kinds(checkpoint: dict[str, Any]) -> None:
+    """Whether it can be looked into.
+
+    Raises:
+        ValueError: saying what is of another kind, or not finite.
+    """
+    for name, kind in _KINDS.items():
+        if name in checkpoint and not isinstance(checkpoint[name], kind):
+            raise ValueError(f"{name} is not what it should be")
+    if "condenser" not in checkpoint:
+        return
+    for name in ("images", "dam.logits"):
+        values = checkpoint["state_dict"].get(name)
+        if isinstance(values, Tensor) and not bool(values.isfinite().all()):
+            raise ValueError(f"{name} has values that are not finite")

@@ -1,11 +1,11 @@
 """The product of condensation: one file with images, labels and everything needed to use them."""
 
 import json
-import math
 import os
 import textwrap
+import zlib
+from collections import Counter
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ from torch.utils.data import Dataset
 
 from dam_lightning.files import written_beside
 from dam_lightning.functional import Whitening, unwhiten, whiten
+from dam_lightning.kinds import is_finite, is_whole
 
 __all__ = ["CondensedSet", "as_json"]
 
 _REQUIRED = ("class_names", "mean", "std")
+
+_LONGEST = 255
+"""Bytes of a name, in nearly every file system."""
 
 
 def as_json(value: Any) -> Any:
@@ -49,12 +53,12 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
     The file is safetensors with JSON in its header; nothing in it can be executed.
 
     Args:
-        images: (M, C, H, W) float32, normalised.
+        images: (M, C, H, W) float32, normalised, all values finite.
         labels: (M,) int64, indices into ``class_names``.
         metadata: JSON values; ``class_names`` (list of str), ``mean`` and ``std`` (one float a
-            channel) are required. A condensation adds ``method``, ``seed``, ``steps``, ``version``,
-            ``config``, ``fingerprint`` (of the real data) and ``recipe`` (how it is to be
-            evaluated).
+            channel) are required. A condensation adds ``method`` (a text), ``ipc``, ``dam``,
+            ``seed`` and ``steps`` (whole numbers), ``version``, ``config``, ``fingerprint`` (of the
+            real data) and ``recipe`` (how it is to be evaluated).
         whitening: mean image and matrix, if the images were whitened. ``mean`` and ``std`` are then
             zeros and ones.
 
@@ -94,6 +98,8 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         self.class_names: list[str] = list(metadata["class_names"])
         if images[:1].numel() == 0:
             raise ValueError(f"images must not be empty, got {tuple(images.shape)}")
+        if not bool(images.isfinite().all()):
+            raise ValueError("images have values that are not finite")
         if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(self.class_names):
             raise ValueError(f"labels must lie in 0..{len(self.class_names) - 1} and not be empty")
         for key in ("mean", "std"):
@@ -196,6 +202,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         if self.whitening is not None:
             tensors |= {f"whitening_{k}": part for k, part in self.whitening._asdict().items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        metadata["checksum"] = json.dumps(_checksum(tensors, metadata))
         with written_beside(path) as beside:
             save_file(tensors, beside, metadata)
 
@@ -211,15 +218,19 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             raise FileNotFoundError(f"there is no condensed set at {path}")
         try:
             with safe_open(path, framework="pt") as file:
-                images, labels = file.get_tensor("images"), file.get_tensor("labels")
-                whitening = None
-                # Half a whitening must not pass for none.
-                if {"whitening_mean", "whitening_matrix"} & set(file.keys()):
-                    whitening = Whitening(
-                        file.get_tensor("whitening_mean"), file.get_tensor("whitening_matrix")
-                    )
-                metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-            return cls(images, labels, metadata, whitening)
+                names = sorted(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
+                stored = dict(file.metadata() or {})
+            # Sets made by hand may come without.
+            checksum = json.loads(stored.pop("checksum", "null"))
+            if checksum is not None and checksum != _checksum(tensors, stored):
+                raise ValueError("its checksum is wrong")
+            whitening = None
+            # Half a whitening must not pass for none.
+            if {"whitening_mean", "whitening_matrix"} & set(tensors):
+                whitening = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"])
+            metadata = {key: json.loads(value) for key, value in stored.items()}
+            return cls(tensors["images"], tensors["labels"], metadata, whitening)
         # The last where JSON is nested too deep.
         except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
@@ -234,14 +245,18 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
         of a percent counts.
 
         Raises:
-            ValueError: if a class name cannot be the name of a folder, or two classes share one.
+            ValueError: if a class name cannot be the name of a folder, has characters that are not
+                printable or more than 255 bytes, or if two classes share one.
             FileExistsError: if the folder of a class exists: its pictures would be mixed up with
                 these.
         """
-        for name in self.class_names:
-            if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-                raise ValueError(f"class name {name!r} cannot be the name of a folder")
-            if self.class_names.count(name) > 1:
+        for name, count in Counter(self.class_names).items():
+            reason = _no_folder(name)
+            if reason:
+                raise ValueError(
+                    f"class name {_short(name)} cannot be the name of a folder: {reason}"
+                )
+            if count > 1:
                 raise ValueError(
                     f"several classes are named {name!r}; they need folders of their own"
                 )
@@ -257,6 +272,14 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             counts[label] += 1
 
 
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of all that a file holds, in whatever order it holds it."""
+    found = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    for _, tensor in sorted(tensors.items()):
+        found = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
+
+
 def _check_kinds(metadata: Mapping[str, Any]) -> None:
     """Whether what is read of the metadata is what it should be, whoever wrote it."""
     names = metadata["class_names"]
@@ -264,22 +287,30 @@ def _check_kinds(metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"class_names must be a list of texts, got {_short(names)}")
     for key in ("mean", "std"):
         values = metadata[key]
-        if not isinstance(values, list | tuple) or not all(map(_is_finite, values)):
+        if not isinstance(values, list | tuple) or not all(map(is_finite, values)):
             raise ValueError(f"{key} must be a list of finite numbers, got {_short(values)}")
     if not all(value > 0 for value in metadata["std"]):
         raise ValueError(f"std must be above 0, got {_short(metadata['std'])}")
+    # These end in a ledger's row.
+    if not isinstance(metadata.get("method", ""), str):
+        raise ValueError(f"method must be a text, got {_short(metadata['method'])}")
+    for key in ("ipc", "dam", "seed", "steps"):
+        if not is_whole(metadata.get(key, 0)):
+            raise ValueError(f"{key} must be a whole number, got {_short(metadata[key])}")
     if not isinstance(metadata.get("recipe", {}), Mapping):
         raise ValueError(f"recipe must be a mapping, got {_short(metadata['recipe'])}")
 
 
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        # A whole number that no float holds.
-        return False
+def _no_folder(name: str) -> str | None:
+    """Why a class cannot have a folder of its name; None: it can."""
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        return "it would mean another place"
+    # Nor can lone surrogates be printed, which UTF-8 has no code for.
+    if not name.isprintable():
+        return "it has characters that are not printable"
+    if len(name.encode()) > _LONGEST:
+        return f"it has {len(name.encode())} bytes, the limit is {_LONGEST}"
+    return None
 
 
 def _short(value: Any) -> str:

@@ -6,6 +6,7 @@ line must match, its exit status, and which files it may leave (as patterns); al
 they were.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dam_lightning import CondensedSet
 from dam_lightning.cli import main
@@ -39,6 +41,7 @@ FIT_MTT = FIT.replace("DM", f"MTT {WAY} --model.experts.count 2")
 GIVEN_EXPERTS = f"{FIT_MTT} --model.experts.folder experts"
 RANDOM = "--trainer.accelerator cpu --model.recipe '{num_networks: 1, epochs: 1}'"
 EVALUATE = f"test --model Evaluation {DATA} --data.root own {RANDOM}"
+OBJECT = "{class_path: subprocess.Popen, init_args: {args: [touch, executed]}}"
 CACHE = ("cache/*",)
 RUN = (*CACHE, "lightning_logs/version_0/*")
 
@@ -94,6 +97,39 @@ def foreign_set(folder: Path) -> None:
         condensed.images, condensed.labels, {**condensed.metadata, "class_names": names}
     )
     changed.save(folder / "foreign.safetensors")
+
+
+def checkpoint(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """The checkpoint of the run with something changed."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / "run" / "last.ckpt"
+        content = torch.load(path, weights_only=True)
+        change(content)
+        torch.save(content, path)
+
+    return spoil
+
+
+def weights_only(content: dict[str, Any]) -> None:
+    for name in ("callbacks", "optimizer_states", "lr_schedulers"):
+        del content[name]
+
+
+def rewritten(
+    name: str, images: Callable[[torch.Tensor], Any] = torch.clone, **metadata: Any
+) -> Callable[[Path], None]:
+    """A file of safetensors with other metadata, or other first tensors."""
+
+    def rewrite(folder: Path) -> None:
+        with safe_open(folder / name, framework="pt") as file:
+            described = file.metadata()
+        tensors = load_file(folder / name)
+        first = sorted(tensors)[0]
+        tensors[first] = images(tensors[first])
+        save_file(tensors, folder / name, {**described, **metadata})
+
+    return rewrite
 
 
 TABLE = [
@@ -195,8 +231,46 @@ TABLE = [
     Case("momentum 1", f"{FIT} --model.momentum 1", r"momentum must be in \[0, 1\), got 1"),
     Case("all held out", f"{FIT} --data.validation_share 1", "validation_share must be above 0"),
     Case("no epochs", f"{FIT} --model.recipe.epochs 0", "recipe: epochs must be at least 1"),
+    Case(
+        "a step size without end for the test",
+        f"{FIT} --model.recipe.lr .inf",
+        r"recipe: lr must be a finite number, got inf",
+    ),
+    Case(
+        "a network larger than any memory",
+        f"{FIT} --model.backbone_args.width 10000000000000",
+        r"out of memory: give a smaller --model\.max_images, .*--model\.backbone_args\. \(",
+        left=CACHE,
+    ),
+    Case(
+        "a network of more values than can be counted",
+        f"{FIT} --model.backbone_args.width 1000000000000000000",
+        r"out of memory: give a smaller --model\.max_images, .*--model\.backbone_args\. \(",
+        left=CACHE,
+    ),
+    Case(
+        "more steps than can be counted",
+        f"{FIT} --data.steps_per_epoch 100000000000000000000000",
+        r"a number that was given is too large: .*integer",
+        left=RUN,
+    ),
     # Options that are unknown.
     Case("an unknown option", f"{FIT} --model.ipcs 1", "Option 'ipcs' is not accepted", status=2),
+    Case(
+        "an object among the options of the network",
+        f"{FIT} --model.recipe.backbone_args '{{width: {OBJECT}}}'",
+        r"\"recipe\": expected one of bool, int, float, str, list$",
+        status=2,
+    ),
+    Case(
+        "the same in a config",
+        f"{FIT.replace(QUICK, '--trainer.max_steps 2')} --config object.yaml",
+        r"\"backbone_args\": expected one of bool, int, float, str, list$",
+        lambda folder: (folder / "object.yaml").write_text(
+            f"model: {{class_path: DM, init_args: {{backbone_args: {{width: {OBJECT}}}}}}}"
+        ),
+        status=2,
+    ),
     Case("an unknown DAM option", f"{FIT} --model.dam.D 3", r"\"dam\": .*'D'", status=2),
     Case("an unknown value", f"{FIT} --model.init zero", r"\"init\":.*'noise', 'real'", status=2),
     Case("a word for a number", f"{FIT} --model.ipc two", r"\"ipc\": .*Got value: two", status=2),
@@ -314,6 +388,48 @@ TABLE = [
         lambda folder: torch.save({"images": torch.ones(2)}, folder / "x.pt"),
         left=CACHE,
     ),
+    *(
+        Case(
+            f"a checkpoint {done}, for a {command.split()[0]}",
+            f"{command} --ckpt_path run/last.ckpt",
+            rf"run/last\.ckpt is no checkpoint, or is damaged \({message}.*Give the last\.ckpt",
+            checkpoint(change),
+            left=CACHE,
+        )
+        for command in (FIT, TEST)
+        for done, change, message in (
+            ("of nothing", lambda c: [c.pop(k) for k in list(c) if k != "state_dict"], "pytorch-"),
+            ("without arguments", lambda c: c.pop("hyper_parameters"), "hyper_parameters is miss"),
+            ("that was made by no class", lambda c: c.update(condenser={}), "condenser: class is"),
+            ("whose weights are a list", lambda c: c.update(state_dict=[1]), "state_dict is miss"),
+            ("without images", lambda c: c["state_dict"].clear(), "state_dict: images is missing"),
+            (
+                "with images that are not finite",
+                lambda c: c["state_dict"]["images"].fill_(float("nan")),
+                "state_dict: images has values that are not finite",
+            ),
+            ("without loops", lambda c: c.pop("loops"), "loops is missing"),
+            (
+                "of a spoilt optimiser",
+                lambda c: c.update(optimizer_states=["SGD"]),
+                "optimizer_states is missing, or is not what it should be",
+            ),
+        )
+    ),
+    Case(
+        "a checkpoint of weights alone, to go on with",
+        f"{FIT} --ckpt_path run/last.ckpt",
+        r"has only the weights, with which no fit can go on: give the last\.ckpt",
+        checkpoint(weights_only),
+        left=RUN,
+    ),
+    Case(
+        "a checkpoint with a parameter that nothing has",
+        f"{TEST} --ckpt_path run/last.ckpt",
+        r"the checkpoint does not fit, or is damaged: .*Unexpected key.*\"more\"",
+        checkpoint(lambda c: c["state_dict"].update(more=torch.ones(2))),
+        left=CACHE,
+    ),
     Case(
         "a condensed set as checkpoint",
         f"{TEST} --ckpt_path run/last.safetensors",
@@ -344,6 +460,24 @@ TABLE = [
         f"{EVALUATE} --model.condensed run/last.safetensors",
         r"run/last\.safetensors is not a condensed set, or is damaged .*condense again",
         cut("run/last.safetensors", 0.9),
+    ),
+    Case(
+        "a condensed set with images that are not finite",
+        f"{EVALUATE} --model.condensed run/last.safetensors",
+        r"is not a condensed set, or is damaged \(images have values that are not finite\)",
+        rewritten("run/last.safetensors", lambda images: images / 0),
+    ),
+    Case(
+        "a condensed set whose seed is a text",
+        f"{EVALUATE} --model.condensed run/last.safetensors",
+        r"or is damaged \(seed must be a whole number, got 'three'\)",
+        rewritten("run/last.safetensors", seed='"three"'),
+    ),
+    Case(
+        "a condensed set whose recipe has a text for options",
+        f"{EVALUATE} --model.condensed run/last.safetensors",
+        r"recipe: backbone_args must be a mapping of options, got 'wide'",
+        rewritten("run/last.safetensors", recipe=json.dumps({"backbone_args": "wide"})),
     ),
     Case(
         "other tensors as condensed set",
@@ -449,6 +583,13 @@ TABLE = [
         GIVEN_EXPERTS,
         r"experts/class/expert_0001\.safetensors is no expert, or is damaged \(.*: delete it",
         cut("experts/class/expert_0001.safetensors"),
+        left=CACHE,
+    ),
+    Case(
+        "an expert with a header nested too deep",
+        GIVEN_EXPERTS,
+        r"experts/class/expert_0001\.safetensors is no expert, or is damaged \(.*: delete it",
+        rewritten("experts/class/expert_0001.safetensors", description="[" * 100_000),
         left=CACHE,
     ),
     Case(
@@ -625,6 +766,47 @@ def test_experts_in_two_processes(ground: Path, tmp_path: Path) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: Experts are trained in one process: use devices=1")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total"
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allo"),
+        MemoryError("Unable to allocate 8.00 EiB for an array"),
+        MemoryError(),
+    ],
+    ids=["CUDA", "MPS", "CPU", "NumPy", "Python"],
+)
+def test_out_of_memory(
+    error: Exception,
+    ground: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """One line, with what there is to be lowered."""
+    monkeypatch.chdir(ground)
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("dam_lightning.methods.dm.DM.matching_loss", full)
+    with pytest.raises(SystemExit) as stop:
+        main([*shlex.split(FIT), "--trainer.default_root_dir", str(tmp_path)])
+    assert stop.value.code == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    line = said.splitlines()[-1]
+    assert line.startswith("error: out of memory: give a smaller --model.max_images")
+    assert all(
+        name in line
+        for name in ("batch_real", "image_size", "network", str(error)[:20] or "MemoryError")
+    )
 
 
 def test_a_defect_shows_where_it_is(

@@ -93,7 +93,9 @@ def test_the_file_holds_images_labels_and_json_and_nothing_else(tmp_path: Path) 
     header = json.loads(content[8 : 8 + length])
     assert set(header) == {"images", "labels", "__metadata__"}
     assert len(content) == 8 + length + 6 * 3 * 6 * 5 * 4 + 6 * 8
-    assert {key: json.loads(value) for key, value in header["__metadata__"].items()} == METADATA
+    stored = {key: json.loads(value) for key, value in header["__metadata__"].items()}
+    assert len(stored.pop("checksum")) == 8
+    assert stored == METADATA
     with safe_open(path, framework="pt") as file:
         assert set(file.keys()) == {"images", "labels"}
 
@@ -246,6 +248,7 @@ def test_a_damaged_whitening_is_refused(
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         metadata = file.metadata()
+    del metadata["checksum"]
     for name, value in change.items():
         if value is None:
             del tensors[name]
@@ -281,12 +284,43 @@ def test_an_image_folder_of_grey_images(tmp_path: Path) -> None:
         assert torch.equal(pil_to_tensor(image), expected)
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "a\\b", "/etc", "nul\0"])
-def test_a_class_name_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, "another place") for name in ("a/b", "..", ".", "", "a\\b", "/etc", "nul\0")),
+        *(
+            (name, "not printable")
+            for name in ("a\nb", "\x1b[31mred", "\x7f", "\udc80", "a\u202eb")
+        ),
+        ("x" * 256, "it has 256 bytes, the limit is 255"),
+        ("ß" * 128, "it has 256 bytes, the limit is 255"),
+    ],
+)
+def test_a_class_name_that_is_no_folder_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     condensed = make(class_names=["ant", "bee", name])
-    with pytest.raises(ValueError, match="cannot be the name of a folder"):
+    with pytest.raises(ValueError, match=f"cannot be the name of a folder: .*{reason}") as refused:
         condensed.to_image_folder(tmp_path / "export")
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 200
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_name_may_be_as_long_as_a_folders(tmp_path: Path) -> None:
+    make(class_names=["ant", "a b", "x" * 255]).to_image_folder(tmp_path)
+    assert len(list((tmp_path / ("x" * 255)).iterdir())) == 2
+
+
+def test_class_names_are_counted_once(tmp_path: Path) -> None:
+    class Counted(list[str]):
+        """Tells how often it was searched."""
+
+        def count(self, value: Any) -> int:
+            raise AssertionError("searched once for every class")
+
+    condensed = make()
+    condensed.class_names = Counted(condensed.class_names)
+    condensed.to_image_folder(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_two_classes_of_one_name_lose_no_image(tmp_path: Path) -> None:
@@ -317,6 +351,10 @@ def damaged(path: Path, kind: str) -> None:
     encoded = {key: json.dumps(value) for key, value in METADATA.items()}
     if kind == "empty":
         path.write_bytes(b"")
+    elif kind == "another pixel":
+        path.write_bytes(content.replace(b"\x3f", b"\x3e", 1))
+    elif kind == "another seed":
+        path.write_bytes(content.replace(b'"seed":"3"', b'"seed":"4"'))
     elif kind == "text":
         path.write_text("this is a text file, and long enough to be mistaken for more\n" * 9)
     elif kind == "truncated":
@@ -339,6 +377,10 @@ def damaged(path: Path, kind: str) -> None:
         save_file({**tensors, "labels": torch.arange(1, 4)}, path, encoded)
     elif kind == "mean is a number":
         save_file(tensors, path, {**encoded, "mean": "0.5"})
+    elif kind == "images that are not finite":
+        save_file({**tensors, "images": tensors["images"] / 0}, path, encoded)
+    elif kind == "a seed that is a text":
+        save_file(tensors, path, {**encoded, "seed": '"3"'})
     elif kind == "pickle":
         torch.save(tensors, path)
     elif kind == "no tensors":
@@ -347,10 +389,19 @@ def damaged(path: Path, kind: str) -> None:
         raise AssertionError(kind)
 
 
+def test_a_set_of_other_tools_needs_no_checksum(tmp_path: Path) -> None:
+    made = make()
+    encoded = {key: json.dumps(value) for key, value in METADATA.items()}
+    save_file({"images": made.images, "labels": made.labels}, tmp_path / "x.safetensors", encoded)
+    assert CondensedSet.load(tmp_path / "x.safetensors").images.equal(made.images)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
         "empty",
+        "another pixel",
+        "another seed",
         "text",
         "truncated",
         "header only",
@@ -362,6 +413,8 @@ def damaged(path: Path, kind: str) -> None:
         "uint8 images",
         "labels out of range",
         "mean is a number",
+        "images that are not finite",
+        "a seed that is a text",
         "pickle",
         "no tensors",
     ],
@@ -394,6 +447,17 @@ def test_required_metadata(key: str) -> None:
         ({"labels": torch.full((6,), -1)}, r"lie in 0\.\.2"),
         ({"images": torch.zeros(0, 3, 6, 5), "labels": torch.zeros(0).long()}, "not be empty"),
         ({"metadata": {**METADATA, "std": [0.1]}}, "std has 1 values"),
+        ({"images": torch.zeros(6, 3, 6, 5) / 0}, "images have values that are not finite"),
+        ({"images": torch.ones(6, 3, 6, 5) / 0}, "images have values that are not finite"),
+        *(
+            ({"metadata": {**METADATA, "method": value}}, "method must be a text, got ")
+            for value in (3, None, ["DM"])
+        ),
+        *(
+            ({"metadata": {**METADATA, key: value}}, f"{key} must be a whole number, got ")
+            for key in ("ipc", "dam", "seed", "steps")
+            for value in ("3", None, 2.0, True, [], {"a": 1})
+        ),
     ],
 )
 def test_tensors_and_metadata_must_fit(change: dict[str, Any], message: str) -> None:

@@ -43,6 +43,8 @@ class Fuzzer:
             self._other_shape,
             self._other_place,
             self._other_metadata,
+            self._other_provenance,
+            self._not_finite,
             self._nested,
         ]
 
@@ -70,7 +72,9 @@ class Fuzzer:
         return struct.pack("<Q", len(raw)) + raw + (self._body if body is None else body)
 
     def _parsed(self) -> Header:
+        """Without the checksum, by which anything would be found."""
         parsed: Header = json.loads(self._header)
+        del parsed["__metadata__"]["checksum"]
         return parsed
 
     def _tensor(self, header: Header) -> Header:
@@ -139,6 +143,22 @@ class Fuzzer:
         header["__metadata__"][key] = values[self._draws.integers(len(values))]
         return self._of(header)
 
+    def _other_provenance(self) -> bytes:
+        """Values that a ledger has no place for, where a condensation says how it was made."""
+        header = self._parsed()
+        key = str(self._draws.choice(["method", "ipc", "dam", "seed", "steps"]))
+        values = ["null", "true", "1.5", "1e999", "NaN", "[]", '{"a": 1}', "", "{", "None"]
+        values.append("3" if key == "method" else '"3"')
+        header["__metadata__"][key] = values[self._draws.integers(len(values))]
+        return self._of(header)
+
+    def _not_finite(self) -> bytes:
+        """Images with a value that is none."""
+        start, end = self._parsed()["images"]["data_offsets"]
+        at = start + 4 * int(self._draws.integers((end - start) // 4))
+        value = struct.pack("<f", float(self._draws.choice(["nan", "inf", "-inf"])))
+        return self._of(self._header, self._body[:at] + value + self._body[at + 4 :])
+
     def _nested(self) -> bytes:
         """Brackets that go deeper than any parser follows, in a value or instead of the header."""
         deep = "[" * int(self._draws.integers(5_000, 200_000))
@@ -150,7 +170,13 @@ class Fuzzer:
 
 
 def test_no_condensed_set_loads_that_was_spoilt(tmp_path: Path) -> None:
-    metadata = {"class_names": ["a", "b", "c"], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
+    metadata = {
+        "class_names": ["a", "b", "c"],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [1.0, 1.0, 1.0],
+        "method": "DM",
+        "seed": 0,
+    }
     path = tmp_path / "set.safetensors"
     CondensedSet(torch.randn(3, 3, 4, 4), torch.arange(3), metadata).save(path)
     fuzzer = Fuzzer(path.read_bytes(), seed=0)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Integral, Real
 from typing import Any, TypedDict
 
 import torch
 
+from dam_lightning.backbones.options import BackboneArgs
 from dam_lightning.compilation import worth_compiling
 from dam_lightning.functional import DSA, strategy_operations
+from dam_lightning.kinds import is_finite, is_whole
 from dam_lightning.precision import Precision, fast_precision, forward_passes
 
 __all__ = ["BackboneOptions", "Recipe", "RecipeOptions"]
@@ -21,14 +22,14 @@ class _Backbone(TypedDict):
 class BackboneOptions(_Backbone, total=False):
     """A backbone, and options of its own."""
 
-    backbone_args: dict[str, Any]
+    backbone_args: BackboneArgs
 
 
 class RecipeOptions(TypedDict, total=False):
     """Any of the fields of `Recipe`; what is left out keeps its default."""
 
     backbone: str
-    backbone_args: dict[str, Any]
+    backbone_args: BackboneArgs
     num_networks: int
     epochs: int
     lr: float
@@ -63,7 +64,7 @@ class Recipe:
             of what a condensed set stores. None: where the training is long enough to pay for it.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: if a value is of another kind, or out of its range.
     """
 
     backbone: str = "ConvNet"
@@ -79,16 +80,19 @@ class Recipe:
     compile: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name, kind, wanted in (
-            ("num_networks", Integral, "a whole number"),
-            ("epochs", Integral, "a whole number"),
-            ("batch_size", Integral, "a whole number"),
-            ("lr", Real, "a number"),
-            ("momentum", Real, "a number"),
-            ("weight_decay", Real, "a number"),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"recipe: {name} must be {wanted}, got {getattr(self, name)!r}")
+        if not isinstance(self.backbone, str):
+            raise ValueError(f"recipe: backbone must be a text, got {self.backbone!r}")
+        _check_backbone_args(self.backbone_args)
+        for name in ("num_networks", "epochs", "batch_size"):
+            if not is_whole(getattr(self, name)):
+                raise ValueError(
+                    f"recipe: {name} must be a whole number, got {getattr(self, name)!r}"
+                )
+        for name in ("lr", "momentum", "weight_decay"):
+            if not is_finite(getattr(self, name)):
+                raise ValueError(
+                    f"recipe: {name} must be a finite number, got {getattr(self, name)!r}"
+                )
         for name in ("num_networks", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
@@ -105,6 +109,10 @@ class Recipe:
         if self.compile not in (None, False, True):
             raise ValueError(f"recipe: compile must be true or false, got {self.compile!r}")
         if self.augmentation is not None:
+            if not isinstance(self.augmentation, str):
+                raise ValueError(
+                    f"recipe: augmentation must be a text or none, got {self.augmentation!r}"
+                )
             strategy_operations(self.augmentation)
 
     @classmethod
@@ -117,18 +125,20 @@ class Recipe:
         without them.
 
         Raises:
-            ValueError: if there is no such field, or a value is out of its range.
+            ValueError: if there is no such field, or a value is of another kind, or out of its
+                range.
         """
         merged = {**stored, **(options or {})}
         unknown = set(merged) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"recipe: there is no {', '.join(sorted(unknown))}")
-        own = (
-            stored.get("backbone_args", {})
-            if merged.get("backbone") == stored.get("backbone")
-            else {}
-        )
-        merged["backbone_args"] = {**own, **((options or {}).get("backbone_args") or {})}
+        same = merged.get("backbone") == stored.get("backbone")
+        own = stored.get("backbone_args", {}) if same else {}
+        given = (options or {}).get("backbone_args")
+        given = {} if given is None else given
+        for backbone_args in (own, given):
+            _check_backbone_args(backbone_args)
+        merged["backbone_args"] = {**own, **given}
         return cls(**merged)
 
     @property
@@ -152,3 +162,8 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """What makes the protocol, as plain values, for metadata; `compile` is no part of it."""
         return {name: value for name, value in asdict(self).items() if name != "compile"}
+
+
+def _check_backbone_args(given: Any) -> None:
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"recipe: backbone_args must be a mapping of options, got {given!r}")

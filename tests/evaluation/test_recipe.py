@@ -50,11 +50,29 @@ def test_a_recipe_does_not_change() -> None:
         ({"epochs": 0}, "recipe: epochs must be at least 1, got 0"),
         ({"batch_size": -1}, "recipe: batch_size must be at least 1, got -1"),
         ({"lr": 0.0}, "recipe: lr must be above 0, got 0.0"),
-        ({"lr": float("nan")}, "recipe: lr must be above 0"),
-        ({"lr": None}, "recipe: lr must be a number, got None"),
-        ({"momentum": "high"}, "recipe: momentum must be a number, got 'high'"),
+        ({"lr": -1}, "recipe: lr must be above 0, got -1"),
+        ({"lr": float("nan")}, "recipe: lr must be a finite number, got nan"),
+        ({"lr": float("inf")}, "recipe: lr must be a finite number, got inf"),
+        ({"lr": 10**400}, "recipe: lr must be a finite number, got 10"),
+        ({"lr": True}, "recipe: lr must be a finite number, got True"),
+        ({"lr": None}, "recipe: lr must be a finite number, got None"),
+        ({"momentum": "high"}, "recipe: momentum must be a finite number, got 'high'"),
+        ({"momentum": False}, "recipe: momentum must be a finite number, got False"),
+        ({"weight_decay": float("inf")}, "recipe: weight_decay must be a finite number, got inf"),
+        ({"epochs": True}, "recipe: epochs must be a whole number, got True"),
+        ({"batch_size": True}, "recipe: batch_size must be a whole number, got True"),
         ({"epochs": 2.5}, "recipe: epochs must be a whole number, got 2.5"),
         ({"num_networks": None}, "recipe: num_networks must be a whole number, got None"),
+        ({"backbone": 3}, "recipe: backbone must be a text, got 3"),
+        ({"backbone": None}, "recipe: backbone must be a text, got None"),
+        ({"backbone_args": "wide"}, "recipe: backbone_args must be a mapping .*, got 'wide'"),
+        ({"backbone_args": None}, "recipe: backbone_args must be a mapping .*, got None"),
+        ({"backbone_args": {3: 4}}, "recipe: backbone_args must be a mapping .*, got {3: 4}"),
+        ({"augmentation": 3}, "recipe: augmentation must be a text or none, got 3"),
+        (
+            {"augmentation": ["flip"]},
+            r"recipe: augmentation must be a text or none, got \['flip'\]",
+        ),
         ({"augmentation": "blur"}, "'blur' is no operation"),
         ({"precision": "half"}, "recipe: precision must be float32 or bfloat16, got 'half'"),
         ({"compile": "always"}, "recipe: compile must be true or false, got 'always'"),
@@ -63,6 +81,18 @@ def test_a_recipe_does_not_change() -> None:
 def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**options)
+
+
+@pytest.mark.parametrize("wrong", ["wide", "", [3], 3, False])
+def test_options_that_are_none_are_refused_before_they_are_merged(wrong: Any) -> None:
+    stored = Recipe(backbone_args={"width": 8}).as_dict()
+    message = "recipe: backbone_args must be a mapping of options"
+    with pytest.raises(ValueError, match=message):
+        Recipe.merged(stored, {"backbone_args": wrong})
+    with pytest.raises(ValueError, match=message):
+        Recipe.merged({**stored, "backbone_args": wrong}, {"backbone_args": {"width": 9}})
+    # Those of another backbone are not looked at.
+    assert Recipe.merged({"backbone_args": wrong}, {"backbone": "MLP"}).backbone_args == {}
 
 
 def test_compiling_is_no_part_of_the_protocol() -> None:
