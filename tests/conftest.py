@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torchvision.datasets import CIFAR10 as OriginalCIFAR10
 
@@ -22,8 +23,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One for each worker; more would wait for one another.
     torch.set_num_threads(1)
 
+# The same examples every time: what is red for one is red for all.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
+
 PER_CELL = 10
 """Images of each class of each domain in the tiny PACS."""
+
+
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning leaves a command's seed in the environment."""
+    # Set first, so that whatever a test leaves there is taken away after it.
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.delenv("PL_GLOBAL_SEED")
 
 
 def write_images(folder: Path, per_cell: int = PER_CELL, size: int = 8) -> None:

@@ -152,10 +152,8 @@ def test_seeded_on_the_cpu_leaves_gpu_generators_alone(monkeypatch: pytest.Monke
     assert seeds == []
 
 
-def test_run_seed_is_lightnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+def test_run_seed_is_lightnings() -> None:
     assert run_seed() == 0
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # so that monkeypatch removes what follows
     state = rng_states()
     lightning.seed_everything(17, verbose=False)
     assert run_seed() == 17
