@@ -23,6 +23,7 @@ from dam_lightning.kinds import is_finite, is_whole
 __all__ = ["CondensedSet", "as_json"]
 
 _REQUIRED = ("class_names", "mean", "std")
+_TENSORS = {"images", "labels", "whitening_mean", "whitening_matrix"}
 
 _LONGEST = 255
 """Bytes of a name, in nearly every file system."""
@@ -218,7 +219,7 @@ class CondensedSet(Dataset[tuple[Tensor, Tensor]]):
             raise FileNotFoundError(f"there is no condensed set at {path}")
         try:
             with safe_open(path, framework="pt") as file:
-                names = sorted(file.keys())
+                names = sorted(_TENSORS & set(file.keys()))
                 tensors = {name: file.get_tensor(name) for name in names}
                 stored = dict(file.metadata() or {})
             # Sets made by hand may come without.
