@@ -25,7 +25,10 @@ _KINDS: dict[str, type] = {
     "global_step": int,
     "pytorch-lightning_version": str,
 }
-"""What Lightning and this package look into, where it is there."""
+"""What Lightning and this package look into, where it is there; entries of lists are mappings."""
+_ALWAYS = ("pytorch-lightning_version", "loops", "epoch", "global_step")
+_OF_A_CONDENSATION = ("hyper_parameters",)
+"""What Lightning writes into every checkpoint, and this package into those of a condensation."""
 
 
 class CheckedCheckpointIO(CheckpointIO):
@@ -119,14 +122,27 @@ def _check_kinds(checkpoint: dict[str, Any]) -> None:
     """Whether it can be looked into.
 
     Raises:
-        ValueError: saying what is of another kind, or not finite.
+        ValueError: saying what is missing, of another kind, or not finite.
     """
+    is_condensation = "condenser" in checkpoint
+    for name in (*_ALWAYS, *(_OF_A_CONDENSATION if is_condensation else ())):
+        if name not in checkpoint:
+            raise ValueError(f"{name} is missing")
     for name, kind in _KINDS.items():
-        if name in checkpoint and not isinstance(checkpoint[name], kind):
+        value = checkpoint.get(name)
+        if name in checkpoint and not isinstance(value, kind):
             raise ValueError(f"{name} is not what it should be")
-    if "condenser" not in checkpoint:
+        if isinstance(value, list) and not all(isinstance(entry, Mapping) for entry in value):
+            raise ValueError(f"{name} is not what it should be")
+    if not is_condensation:
         return
+    for name in ("class", "seed", "steps", "provenance"):
+        if name not in checkpoint["condenser"]:
+            raise ValueError(f"condenser: {name} is missing")
+    state = checkpoint["state_dict"]
+    if "images" not in state:
+        raise ValueError("state_dict: images is missing")
     for name in ("images", "dam.logits"):
-        values = checkpoint["state_dict"].get(name)
+        values = state.get(name)
         if isinstance(values, Tensor) and not bool(values.isfinite().all()):
-            raise ValueError(f"{name} has values that are not finite")
+            raise ValueError(f"state_dict: {name} has values that are not finite")

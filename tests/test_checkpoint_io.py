@@ -72,7 +72,9 @@ def test_values_that_are_not_finite(saved: Path, tmp_path: Path, name: str, valu
     checkpoint = torch.load(saved, weights_only=True)
     checkpoint["state_dict"][name].view(-1)[-1] = value
     torch.save(checkpoint, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match=rf"damaged \({name} has values that are not finite"):
+    with pytest.raises(
+        ValueError, match=rf"damaged \(state_dict: {name} has values that are not finite"
+    ):
         read(tmp_path / "x.ckpt")
 
 

@@ -19,6 +19,7 @@ from dam_lightning.data.resident import (
     read_tensors,
     write_tensors,
 )
+from dam_lightning.files import written_beside
 
 
 def make_split(number: int = 6) -> Split:
@@ -76,10 +77,15 @@ def test_damage_to_a_cache_file_is_noticed(tmp_path: Path) -> None:
 
 def test_what_killed_writers_left_is_removed_a_day_later(tmp_path: Path) -> None:
     path = tmp_path / "cache.safetensors"
-    kept = [".cache.safetensors.new_0000", ".other.safetensors.abcd1234", ".cache.safetensors.bak"]
-    for name in (*kept, ".cache.safetensors.abcd1234"):
+    with written_beside(path) as beside:
+        left = beside.name
+    with written_beside(tmp_path / "other.safetensors") as beside:
+        of_another = beside.name
+    new = f"{left[:-8]}new_0000"
+    kept = [new, of_another, "other.safetensors", f"{left[:-8]}bak"]
+    for name in (*kept, left):
         (tmp_path / name).touch()
-        if name != kept[0]:
+        if name != new:
             os.utime(tmp_path / name, (0, 0))
     write_tensors(path, {"a": torch.ones(1)}, {})
     assert {file.name for file in tmp_path.iterdir()} == {*kept, path.name}

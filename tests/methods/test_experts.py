@@ -839,7 +839,9 @@ def test_data_without_a_fingerprint_are_told_apart(tmp_path: Path) -> None:
         data = tiny_data(tmp_path)
         data.setup()
         if invert:
-            data.train.images = 255 - data.train.images
+            train = data.train
+            images = 255 - train.images
+            data.train = Split(images, train.labels, train.domains, train.paths)
         del data.fingerprint
         experts = ExpertData(data, None, torch.device("cpu"))
         folders.append(experts.default_folder(make_recipe()))
