@@ -10,6 +10,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,31 @@ class Kill(Callback):
         self._kill(trainer.global_step - 1, "on_train_batch_end")
 
 
+class Spoil(Callback):
+    """The losses of one process are not a number in one step.
+
+    Args:
+        step: which, from 0.
+        rank: of the process.
+    """
+
+    def __init__(self, step: int, rank: int) -> None:
+        self._step = step
+        self._rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        pl_module.grouping_loss = (
+            partial(_not_a_number, type(pl_module).grouping_loss, pl_module)
+            if (trainer.global_step, trainer.global_rank) == (self._step, self._rank)
+            else partial(type(pl_module).grouping_loss, pl_module)
+        )
+
+
+def _not_a_number(loss: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    # The gradient stays as it is: of that all processes have the same.
+    return loss(*arguments) + torch.nan
+
+
 @dataclass(frozen=True)
 class Run:
     """A fit of 33 images in 16x16, in epochs of two steps with a checkpoint after each.
@@ -70,7 +96,7 @@ class Run:
         experts: folder of MTT's.
         steps: after which it ends.
         processes: that share the work.
-        kill: when it is killed, if ever.
+        kill: when it is killed, or spoilt, if ever.
         options: further ones of the method.
         precision: of the Trainer.
     """
@@ -81,7 +107,7 @@ class Run:
     experts: Path
     steps: int = 8
     processes: int = 1
-    kill: Kill | None = None
+    kill: Kill | Spoil | None = None
     options: tuple[tuple[str, Any], ...] = ()
     precision: Any = "32-true"
 

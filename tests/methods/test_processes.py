@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dam_lightning import Condenser
-from tests.runs import OPTIONS, Run
+from tests.runs import OPTIONS, Run, Spoil
 from tests.tiny import SMALL_NETWORK, tiny_data, tiny_trainer
 
 
@@ -80,6 +80,18 @@ def test_one_process_goes_on_with_what_two_began(root: Path, tmp_path: Path, nam
     run(steps=5, processes=2)
     run()
     compare(run, expected)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_loss_that_is_not_a_number_in_one_process(root: Path, tmp_path: Path, name: str) -> None:
+    """All leave out that step, as one process does, and go on alike."""
+    usual = of_one(root, name)
+    alone = replace(usual, folder=tmp_path / "1", kill=Spoil(step=4, rank=0))
+    together = replace(usual, folder=tmp_path / "2", processes=2, kill=Spoil(step=4, rank=1))
+    alone()
+    together()
+    compare(together, alone)
+    assert difference(together.state()["images"], usual.state()["images"]) > 1e-4
 
 
 @pytest.mark.parametrize(
