@@ -155,6 +155,44 @@ def test_a_signal_to_one_of_two_processes(tmp_path: Path, to: str, sent: signal.
     assert torch.load(last, weights_only=True)["global_step"] >= 5
 
 
+@pytest.mark.parametrize(
+    ("subcommand", "more"),
+    [("test", ""), ("validate", SEVERAL)],
+    ids=["a test", "a validation by two processes"],
+)
+def test_sigterm_while_networks_are_trained(tmp_path: Path, subcommand: str, more: str) -> None:
+    """There is nothing to save, and nothing to wait for."""
+    fill(tmp_path / "own", TWO_DOMAINS)
+    recipe = "{num_networks: 2, epochs: 10000000, backbone_args: {width: 4, depth: 1}}"
+    command = (
+        f"{subcommand} --model Evaluation --model.condensed random --model.ipc 1 "
+        f"--model.recipe '{recipe}' --data ImageFolder --data.root own --data.image_size 8 "
+        f"--data.cache_dir cache --data.validation_share 0.2 --trainer.accelerator cpu {more}"
+    )
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "dam_lightning.cli", *shlex.split(command)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    second: list[int] = []
+    try:
+        assert begun.stderr is not None
+        assert any("Training 2 networks" in line for line in begun.stderr)
+        second = children(begun.pid) if more else []
+        assert len(second) == bool(more)
+        begun.send_signal(signal.SIGTERM)
+        _, said = begun.communicate(timeout=30)
+        assert waited_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in second), 30)
+    finally:
+        for pid in (begun.pid, *second):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert begun.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("job", [{}, JOB], ids=["a shell", "SLURM"])
 def test_sigterm_while_experts_are_trained(tmp_path: Path, job: dict[str, str]) -> None:
     """Before the Trainer listens; those that are finished are kept."""

@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 __all__ = ["SignalsBetweenSteps"]
@@ -22,6 +23,9 @@ class SignalsBetweenSteps(Callback):
     one's gradient, and then neither goes on; nor do they when one alone gets Ctrl+C. Here all
     processes agree after the step. (Of a single process Ctrl+C is answered at once, and so is the
     second one of several.) SIGUSR1 is left alone outside SLURM.
+
+    A test, or a validation outside a fit, has nothing to save: SIGTERM ends it at once, where
+    Lightning would wait until all networks are trained.
     """
 
     def __init__(self) -> None:
@@ -42,6 +46,28 @@ class SignalsBetweenSteps(Callback):
         if SLURMEnvironment.detect() and callable(signal.getsignal(signal.SIGUSR1)):
             self._requeue = signal.getsignal(signal.SIGUSR1)  # type: ignore[assignment]
             signal.signal(signal.SIGUSR1, self._note)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen before the module trains its networks."""
+        self._end_on_sigterm(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Likewise, outside a fit."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._end_on_sigterm(trainer)
+
+    def _end_on_sigterm(self, trainer: Trainer) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def end(number: int, frame: Any) -> None:
+            launcher = trainer.strategy.launcher
+            if launcher is not None:
+                # Processes that this one has started.
+                launcher.kill(signal.SIGTERM)
+            raise SIGTERMException
+
+        signal.signal(signal.SIGTERM, end)
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and number in self._asked:

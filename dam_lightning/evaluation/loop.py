@@ -102,8 +102,9 @@ class EvaluatingModule(LightningModule, ABC):
     def _begin(self, num_batches: float) -> None:
         tested = []
         for name, recipe in self.recipes.items():
-            if name:
-                rank_zero_info(f"Training {recipe.num_networks} networks {name}")
+            if self.trainer.state.fn != "fit":
+                what = f"{recipe.num_networks} networks {name}".rstrip()
+                rank_zero_info(f"Training {what} for {recipe.epochs} epochs")
             start = time.perf_counter()
             evaluator = Evaluator(
                 self.evaluated_networks(recipe),
