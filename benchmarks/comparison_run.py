@@ -16,6 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from benchmarks.comparison_settings import Settings
 from dam_lightning import Condenser
+from dam_lightning.callbacks import SignalsBetweenSteps
 from dam_lightning.evaluation.accuracy import Scores
 from dam_lightning.evaluation.ledger import describe_machine
 from dam_lightning.evaluation.loop import EvaluatingModule
@@ -71,12 +72,13 @@ def _run(settings: Settings, folder: str) -> dict[str, Any]:
     images = None
     if isinstance(module, Condenser):
         # Validation at the end of each epoch would train networks that nobody looks at.
-        Trainer(**{**options, "limit_val_batches": 0}).fit(module, datamodule=data)
+        condensing = {"limit_val_batches": 0, "callbacks": [SignalsBetweenSteps()]}
+        Trainer(**{**options, **condensing}).fit(module, datamodule=data)
         pixels = module.images.detach().cpu().contiguous()
         images = blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
     condensed = time.perf_counter()
     kept = _KeepScores()
-    trainer = Trainer(**{**options, "callbacks": [kept]})
+    trainer = Trainer(**{**options, "callbacks": [kept, SignalsBetweenSteps()]})
     trainer.validate(module, datamodule=data, verbose=False)
     scores = kept.scores
     assert scores is not None

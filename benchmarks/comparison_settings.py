@@ -30,8 +30,8 @@ _OF_THE_RUN = (
 )
 """Arguments of the Trainer that change nothing of the result, and that runs have values of their
 own for."""
-_REFUSED = ("callbacks", "plugins", "profiler")
-"""Those that might change it; a callback might even look at test images."""
+_REFUSED = ("callbacks", "plugins", "profiler", "fast_dev_run", "limit_val_batches")
+"""Those that might change it, or leave nothing of it; a callback might even look at test images."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,15 @@ def _check(content: dict[str, Any]) -> None:
             "nothing may be chosen by test images: hold some training images out, with "
             "--data.validation_share 0.2"
         )
-    given = [name for name in _REFUSED if trainer[name]]
+    given = [
+        f"trainer.{name}"
+        for name in _REFUSED
+        if trainer[name] is not None and trainer[name] is not False
+    ]
+    given += ["ckpt_path"] if content.get("ckpt_path") is not None else []
+    given += ["model.ledger"] if model["init_args"].get("ledger") is not None else []
     if given:
-        raise ValueError(f"runs have no {', '.join(given)} of the Trainer: leave them out")
+        raise ValueError(f"runs have no {', '.join(given)}: leave it out")
 
 
 def check_base(base: dict[str, Any], variant: Variant) -> None:
@@ -123,6 +129,11 @@ def check_base(base: dict[str, Any], variant: Variant) -> None:
             raise ValueError(
                 f"{option} is {found}, but its question compares with {wanted}: leave it out, or "
                 "leave out the question (--questions)"
+            )
+        if option == "model.augment_views" and _value(base, "model.augmentation") is None:
+            raise ValueError(
+                "nothing is augmented (model.augmentation), so that the question augmentation "
+                "would compare equals: leave it out (--questions)"
             )
 
 

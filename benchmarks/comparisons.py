@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from benchmarks.comparison_questions import QUESTIONS, Question, Variant, questions
 from benchmarks.comparison_run import run
 from benchmarks.comparison_settings import Settings, check_base, resolved, settings_of
 from benchmarks.comparison_store import Store
 from benchmarks.comparison_table import Found, table
-from dam_lightning.messages import REFUSALS, one_line
+from dam_lightning.messages import said_of
 
 __all__ = ["main"]
 
@@ -89,8 +91,16 @@ class _Session:
         start = time.perf_counter()
         try:
             result = self.measure(settings)
-        except REFUSALS as error:
-            failure = f"{name.partition(', ')[2]}: {one_line(str(error))}"
+        except SIGTERMException:
+            raise
+        except SystemExit as error:
+            # Lightning makes one of Ctrl+C.
+            raise KeyboardInterrupt from error
+        except Exception as error:
+            message = said_of(error)
+            if message is None:
+                raise
+            failure = f"{name.partition(', ')[2]}: {message}"
             self.failures.append(failure)
             _say(f"failed: {failure}")
             return
@@ -149,7 +159,7 @@ def main(arguments: Sequence[str], measure: Measure = run) -> int:
 
     Returns:
         The exit status: 0; 1 where a run is missing, because it failed or another process is
-        making it, or where nothing can be begun; 130 where it was interrupted.
+        making it, or where nothing can be begun; 130 where it was interrupted, 143 by SIGTERM.
 
     Raises:
         SystemExit: with status 2 where the arguments are no good.
@@ -174,6 +184,8 @@ def main(arguments: Sequence[str], measure: Measure = run) -> int:
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
     print(report, end="")
     if session.elsewhere:
         _say(

@@ -143,6 +143,8 @@ def _check_kinds(checkpoint: dict[str, Any]) -> None:
     if "images" not in state:
         raise ValueError("state_dict: images is missing")
     for name in ("images", "dam.logits"):
-        values = state.get(name)
-        if isinstance(values, Tensor) and not bool(values.isfinite().all()):
+        values = state.get(name, state["images"])
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            raise ValueError(f"state_dict: {name} is not what it should be")
+        if not bool(values.isfinite().all()):
             raise ValueError(f"state_dict: {name} has values that are not finite")

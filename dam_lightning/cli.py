@@ -161,7 +161,9 @@ class _CLI(LightningCLI):
 
 def _newest(folder: Path) -> str | None:
     """The last checkpoint of the newest run in a folder; None where a first run is to begin."""
-    found = [*folder.glob("last.ckpt"), *folder.glob("lightning_logs/version_*/last.ckpt")]
+    # The second is what SLURM's signal leaves.
+    patterns = ("last.ckpt", "hpc_ckpt_*.ckpt", "lightning_logs/version_*/last.ckpt")
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
     if not found:
         rank_zero_info(f"There is no last.ckpt of a run in {folder} yet: this is the first")
         return None

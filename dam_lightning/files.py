@@ -52,12 +52,16 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The folder is made where it is missing. Two processes that write the same file do not meet: each
     has a temporary file of its own, and the last to finish stays. After an error nothing is left;
-    what killed processes left is removed a day later, by the next to write the same file.
+    what killed processes left is removed a day later, by the next to write the same file. A link
+    stays one, and what is no file, such as a pipe, is written to as it is.
 
     Raises:
         OSError: it cannot be written, for instance because the disk is full.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        yield target
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=_temporary(target))
@@ -77,7 +81,7 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         # Whoever writes says neither which file it was nor what has become of it.
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
-            f"cannot write {target}: {reason}. What was there before is as it was; make room, or "
+            f"cannot write {path}: {reason}. What was there before is as it was; make room, or "
             "name another folder"
         ) from error
 

@@ -119,12 +119,13 @@ def weights_only(content: dict[str, Any]) -> None:
 def rewritten(
     name: str, images: Callable[[torch.Tensor], Any] = torch.clone, **metadata: Any
 ) -> Callable[[Path], None]:
-    """A file of safetensors with other metadata, or other first tensors, and no checksum."""
+    """A file with other metadata, or other first tensors, and no checksum: as made by hand."""
 
     def rewrite(folder: Path) -> None:
         with safe_open(folder / name, framework="pt") as file:
             described = file.metadata()
         described.pop("checksum", None)
+        described.pop("version", None)
         tensors = load_file(folder / name)
         first = sorted(tensors)[0]
         tensors[first] = images(tensors[first])
@@ -411,6 +412,16 @@ TABLE = [
             ),
             ("without loops", lambda c: c.pop("loops"), "loops is missing"),
             (
+                "whose images are a number",
+                lambda c: c["state_dict"].update(images=-1),
+                "state_dict: images is not what it should be",
+            ),
+            (
+                "of complex images",
+                lambda c: c["state_dict"].update(images=c["state_dict"]["images"] * 1j),
+                "state_dict: images is not what it should be",
+            ),
+            (
                 "of a spoilt optimiser",
                 lambda c: c.update(optimizer_states=["SGD"]),
                 "optimizer_states is not what it should be",
@@ -422,6 +433,15 @@ TABLE = [
         f"{FIT} --ckpt_path run/last.ckpt",
         r"has only the weights, with which no fit can go on: give the last\.ckpt",
         checkpoint(weights_only),
+        left=RUN,
+    ),
+    Case(
+        "a checkpoint with the momentum of something else",
+        f"{FIT} --ckpt_path run/last.ckpt --trainer.max_steps 3",
+        r"the checkpoint is damaged: it has a momentum \(2,\) of something \(6, 3, 8, 8\)\. Give",
+        checkpoint(
+            lambda c: c["optimizer_states"][0]["state"][0].update(momentum_buffer=torch.ones(2))
+        ),
         left=RUN,
     ),
     Case(

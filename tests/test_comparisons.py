@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from benchmarks import comparisons
 from benchmarks.comparison_questions import QUESTIONS, Variant, questions
@@ -164,6 +165,12 @@ def test_a_base_is_what_its_name_says(
         check_base(base, questions(1.0)[question].base)
 
 
+def test_nothing_is_asked_of_an_augmentation_that_is_not_there(base: dict[str, Any]) -> None:
+    base["model"]["init_args"] |= {"augmentation": None, "augment_views": True}
+    with pytest.raises(ValueError, match=r"would compare equals: leave it out \(--questions\)"):
+        check_base(base, questions(1.0)["augmentation"].base)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -171,7 +178,10 @@ def test_a_base_is_what_its_name_says(
         ("model.dam", None, "the base is with DAM"),
         ("model.seed", 1, "model.seed is given: leave it out, and name the seeds by --seeds"),
         ("data.seed", 1, "data.seed is given"),
-        ("trainer.callbacks", [{"class_path": "FinalEvaluation"}], "runs have no callbacks"),
+        ("trainer.callbacks", [{"class_path": "FinalEvaluation"}], "have no trainer.callbacks: l"),
+        ("trainer.limit_val_batches", 0, "runs have no trainer.limit_val_batches: leave it out"),
+        ("trainer.fast_dev_run", True, "runs have no trainer.fast_dev_run: leave it out"),
+        ("model.ledger", "ledger.csv", "runs have no model.ledger: leave it out"),
         ("model.class_path", "dam_lightning.Evaluation", "dam_lightning.Evaluation condenses noth"),
     ],
 )
@@ -182,7 +192,8 @@ def test_what_makes_no_comparison(
     value: object,
     message: str,
 ) -> None:
-    base["trainer"] |= dict.fromkeys(("callbacks", "plugins", "profiler"))
+    base["trainer"] |= dict.fromkeys(("callbacks", "plugins", "profiler", "limit_val_batches"))
+    base["trainer"]["fast_dev_run"] = False
     part, name = option.split(".")
     if name == "class_path":
         base["model"] = {"class_path": value, "init_args": {"condensed": "random"}}
@@ -365,12 +376,24 @@ def command(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return ["--out", str(tmp_path / "out"), "--questions", "scope", "labels", "--seeds", "0", "1"]
 
 
+def test_sigterm_ends_the_command(command: list[str]) -> None:
+    def ended(number: int) -> None:
+        if number == 3:
+            raise SIGTERMException
+
+    first = Stand(ended)
+    assert main(command, first) == 143
+    assert len(first.made) == 3
+
+
+# Lightning makes the second of the first.
+@pytest.mark.parametrize("by", [KeyboardInterrupt(), SystemExit(1)], ids=["Ctrl+C", "in a fit"])
 def test_an_interrupted_command_goes_on(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+    by: BaseException, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def interrupted(number: int) -> None:
         if number == 3:
-            raise KeyboardInterrupt
+            raise by
 
     out = tmp_path / "out"
     first = Stand(interrupted)

@@ -190,6 +190,21 @@ def test_no_condensed_set_loads_that_was_spoilt(tmp_path: Path) -> None:
         assert len(str(refused.value)) < 2000
 
 
+def test_no_condensed_set_loads_with_a_bit_of_its_header_changed(tmp_path: Path) -> None:
+    """All of them, one after the other."""
+    metadata = {"class_names": ["a"], "mean": [0.1], "std": [1.0], "version": "1"}
+    path = tmp_path / "set.safetensors"
+    CondensedSet(torch.randn(1, 1, 4, 4), torch.zeros(1).long(), metadata).save(path)
+    intact = path.read_bytes()
+    length = 8 + int.from_bytes(intact[:8], "little")
+    for position in range(8 * length):
+        changed = bytearray(intact)
+        changed[position // 8] ^= 1 << position % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="is not a condensed set, or is damaged"):
+            CondensedSet.load(path)
+
+
 CONFIG = {
     "seed_everything": 0,
     "model": {

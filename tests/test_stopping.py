@@ -7,18 +7,21 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 
-from dam_lightning import CondensedSet
+from dam_lightning import DM, CondensedSet
 from dam_lightning.callbacks import LastCheckpoint, SignalsBetweenSteps
 from dam_lightning.cli import main
 from tests.data.test_image_folder import TWO_DOMAINS, fill
 from tests.runs import MOMENTS, OPTIONS, Kill
 from tests.test_nodes import COMMAND, children, waited_for
-from tests.tiny import SMALL_NETWORK, tiny_data, tiny_trainer
+from tests.tiny import SMALL_NETWORK, SMALL_RECIPE, tiny_data, tiny_trainer
 
+SMALL: dict[str, Any] = {"backbone_args": SMALL_NETWORK}
 JOB = {
     "SLURM_NTASKS": "1",
     "SLURM_JOB_NAME": "condense",
@@ -234,3 +237,50 @@ def test_the_best_is_known_to_its_run_alone(
     with pytest.raises(SystemExit):
         main(shlex.split(f"{COMMAND} --ckpt_path best"))
     assert "error: what is best is known to the run alone" in capfd.readouterr().err
+
+
+class InValidation(Callback):
+    """Sends SIGTERM in the validation after the fourth step, and keeps what validations find."""
+
+    def __init__(self, moment: str | None) -> None:
+        self._moment = moment
+        self.found: dict[int, torch.Tensor] = {}
+
+    def _end(self, trainer: Trainer, moment: str) -> None:
+        if moment == self._moment and trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        self._end(trainer, "its start")
+
+    def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, n: int) -> None:
+        if n == 1:
+            self._end(trainer, "its second batch")
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            self.found[trainer.global_step] = trainer.callback_metrics["val/accuracy"]
+
+
+@pytest.mark.parametrize("moment", ["its start", "its second batch"])
+def test_sigterm_in_a_validation(tmp_path: Path, moment: str) -> None:
+    """It is saved at once; Lightning passes over that validation when the run goes on."""
+    data = tiny_data(tmp_path, steps_per_epoch=4, validation_share=0.5, test_batch_size=3)
+
+    def fit(folder: str, moment: str | None) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        module = DM(dam={"num_domains": 3}, seed=1, recipe=SMALL_RECIPE, **SMALL)
+        callbacks = [SignalsBetweenSteps(), validation := InValidation(moment), LastCheckpoint()]
+        trainer = tiny_trainer(tmp_path / folder, max_steps=10, callbacks=callbacks)
+        last = tmp_path / folder / "last.ckpt"
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+        return module.images.detach(), validation.found
+
+    unbroken, expected = fit("unbroken", None)
+    with pytest.raises(SystemExit):
+        fit("ended", moment)
+    saved = torch.load(tmp_path / "ended" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    images, found = fit("ended", None)
+    assert torch.equal(images, unbroken)
+    assert expected.pop(4) is not None
+    assert found == expected

@@ -24,8 +24,9 @@ class SignalsBetweenSteps(Callback):
     processes agree after the step. (Of a single process Ctrl+C is answered at once, and so is the
     second one of several.) SIGUSR1 is left alone outside SLURM.
 
-    A test, or a validation outside a fit, has nothing to save: SIGTERM ends it at once, where
-    Lightning would wait until all networks are trained.
+    A test has nothing to save: SIGTERM ends it at once, where Lightning would wait until all
+    networks are trained. So does a validation, which changes no image; within a fit of several
+    processes it is finished first, since all must agree.
     """
 
     def __init__(self) -> None:
@@ -52,9 +53,18 @@ class SignalsBetweenSteps(Callback):
         self._end_on_sigterm(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Likewise, outside a fit."""
+        """Likewise."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._end_on_sigterm(trainer)
+        elif self._listens and trainer.world_size == 1:
+            if signal.SIGTERM in self._asked:
+                raise SIGTERMException
+            self._end_on_sigterm(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen as before."""
+        if trainer.state.fn == TrainerFn.FITTING and self._listens:
+            signal.signal(signal.SIGTERM, self._note)
 
     def _end_on_sigterm(self, trainer: Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -82,6 +92,9 @@ class SignalsBetweenSteps(Callback):
             KeyboardInterrupt: the same by Ctrl+C, of several processes.
         """
         if not self._listens:
+            return
+        # One agreement for all signals: with several processes the host waits for it.
+        if not trainer.strategy.reduce_boolean_decision(bool(self._asked), all=False):
             return
         if self._requeue is not None and self._any(trainer, signal.SIGUSR1):
             self._asked.discard(signal.SIGUSR1)

@@ -35,11 +35,13 @@ from dam_lightning.functional.host import to_device
 from dam_lightning.methods.checkpoints import (
     CondensedSetBeside,
     changed_arguments,
+    changed_clipping,
     changed_data,
     check_data,
     check_described,
     check_shapes,
     check_whitening,
+    of_the_images,
 )
 from dam_lightning.methods.draws import augmentation_draws, dealt_out
 from dam_lightning.methods.gradients import carry_gradient
@@ -215,6 +217,7 @@ class Condenser(EvaluatingModule):
         self._seed_is_given = seed is not None
         self._images_are_initial = True
         self._provenance: dict[str, Any] = {}
+        self._resumed: list[dict[str, Any]] = []
         self._whitening: Whitening | None = None
         _check_options(dam)
         if num_classes is not None and image_shape is not None:
@@ -556,7 +559,7 @@ class Condenser(EvaluatingModule):
 
         Raises:
             MisconfigurationException: if no step could be made, because images begin beyond
-                ``max_value``.
+                ``max_value``, or the optimiser's state is of something else.
         """
         largest = float(self.images.detach().abs().max())
         if not largest <= self.max_value:
@@ -567,7 +570,15 @@ class Condenser(EvaluatingModule):
         # By now a resumed run has taken up the seed of the one before.
         seed = getattr(self._data, "seed", None)
         self._provenance["data"] = {**(self._provenance["data"] or {}), "seed": seed}
-        groups = self.trainer.optimizers[0].param_groups
+        optimizer = self.trainer.optimizers[0]
+        groups = optimizer.param_groups
+        for parameter, state in optimizer.state.items():
+            momentum = state.get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise MisconfigurationException(
+                    f"the checkpoint is damaged: it has a momentum {tuple(momentum.shape)} of "
+                    f"something {tuple(parameter.shape)}. Give another checkpoint"
+                )
         for group, configured in zip(groups, self.parameter_groups(), strict=True):
             given = {name: value for name, value in configured.items() if name != "params"}
             group.update(given, momentum=self.momentum)
@@ -575,8 +586,12 @@ class Condenser(EvaluatingModule):
         self._has_begun = True
 
     def on_fit_end(self) -> None:
-        """Say so where nothing was left to do, as of a checkpoint from the end of a run."""
+        """Say so where nothing was left to do, as of a checkpoint from the end of a run.
+
+        That run may have been killed before it wrote its condensed set.
+        """
         if not self._has_begun:
+            self._save_condensed()
             rank_zero_info(
                 f"Nothing was condensed: the checkpoint is from step {self.global_step} already; "
                 "raise --trainer.max_steps to go on"
@@ -617,6 +632,14 @@ class Condenser(EvaluatingModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.global_step % max(1, every) == 0:
             self._check_guard()
+
+    def _clipping(self) -> dict[str, Any]:
+        """How the Trainer clips gradients, by its arguments; nothing where it does not."""
+        value = self.trainer.gradient_clip_val
+        algorithm = self.trainer.gradient_clip_algorithm
+        # Lightning's own value where nobody gave one.
+        named = str(getattr(algorithm, "value", algorithm or "norm"))
+        return {"gradient_clip_val": value, "gradient_clip_algorithm": named} if value else {}
 
     def _check_guard(self) -> None:
         path = run_folder(self.trainer) / "condensed.safetensors"
@@ -679,6 +702,8 @@ class Condenser(EvaluatingModule):
             "seed": self.seed,
             "steps": self.global_step,
             "provenance": self._provenance,
+            "resumed": self._resumed_otherwise,
+            "clipping": self._clipping(),
         }
         if self._whitening is not None:
             checkpoint["condenser"]["whitening"] = list(self._whitening)
@@ -708,6 +733,8 @@ class Condenser(EvaluatingModule):
         check_data(self._provenance, saved["provenance"])
         changed = changed_arguments(self.hparams, theirs)
         changed |= changed_data(self._provenance, saved["provenance"])
+        if self._trainer is not None:
+            changed |= changed_clipping(self._clipping(), saved.get("clipping", {}))
         if self._seed_is_given and self.seed != saved["seed"]:
             changed["seed"] = (self.seed, saved["seed"])
         elif self.seed != saved["seed"]:
@@ -719,8 +746,14 @@ class Condenser(EvaluatingModule):
                 for name, (new, old) in changed.items()
             )
             rank_zero_info(f"Arguments that differ from the checkpoint's: {listed}")
-            if self.ledger is not None and self._trainer is not None and self.trainer.testing:
-                check_described(changed)
+        self._resumed = list(saved.get("resumed", []))
+        if self._trainer is not None and self.trainer.training:
+            of_images = of_the_images(changed)
+            if of_images:
+                step = {"step": saved["steps"], "was": {k: of_images[k][1] for k in of_images}}
+                self._resumed.append(as_json(step))
+        elif self.ledger is not None and self._trainer is not None and self.trainer.testing:
+            check_described(changed, self._resumed)
         if "data" in changed and self._trainer is not None and not self.trainer.training:
             rank_zero_info(
                 "The checkpoint's images were made of other training images than the data module "
@@ -752,7 +785,11 @@ class Condenser(EvaluatingModule):
             )
         trainer = {}
         if self._trainer is not None:
-            trainer = {"max_steps": self.trainer.max_steps, "precision": self.trainer.precision}
+            trainer = {
+                "max_steps": self.trainer.max_steps,
+                "precision": self.trainer.precision,
+                **self._clipping(),
+            }
         hparams = as_json({k: v for k, v in self.hparams.items() if not k.startswith("_")})
         unknown = unknown_data(self._num_classes, self.images.shape[1])
         provenance = {**unknown, **self._provenance}
@@ -763,9 +800,17 @@ class Condenser(EvaluatingModule):
             "config": {"model": hparams, "data": provenance.pop("data"), "trainer": trainer},
             "recipe": self.recipe.as_dict(),
             **provenance,
+            # Beside the arguments that it ended with.
+            **({"resumed": self._resumed_otherwise} if self._resumed_otherwise else {}),
         }
         images = self.images.detach().float().cpu()
         return CondensedSet(images, self.labels.cpu(), metadata, self._whitening)
+
+    @property
+    def _resumed_otherwise(self) -> list[dict[str, Any]]:
+        """At which steps the run went on with other arguments, and what they were before."""
+        steps = self.global_step or self._saved_steps
+        return [each for each in self._resumed if each["step"] < steps]
 
     # For evaluation.
 

@@ -1,6 +1,6 @@
 """Checkpoints of a condensation: what they must agree on, and the condensed set beside each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from dam_lightning.functional import Whitening, same_whitening
 __all__ = [
     "CondensedSetBeside",
     "changed_arguments",
+    "changed_clipping",
     "changed_data",
     "check_data",
     "check_described",
     "check_shapes",
     "check_whitening",
+    "of_the_images",
 ]
 
 _SHAPING = ("ipc", "num_classes", "image_shape", "backbone", "backbone_args", "domain_step_size")
@@ -165,22 +167,45 @@ def changed_data(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str
     return _differences(*flat)
 
 
-def check_described(changed: Mapping[str, tuple[Any, Any]]) -> None:
+def of_the_images(changed: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Those of the changed arguments, name -> (ours, theirs), on which images depend."""
+    return {name: pair for name, pair in changed.items() if not name.startswith(_OF_THE_TEST)}
+
+
+def check_described(
+    changed: Mapping[str, tuple[Any, Any]], resumed: Sequence[Mapping[str, Any]]
+) -> None:
     """Refuse a ledger's row of arguments that the images were not made with.
 
     Args:
         changed: name -> (ours, theirs).
+        resumed: at which steps the run went on with other arguments, and what they were before.
 
     Raises:
-        MisconfigurationException: an argument differs that changes images.
+        MisconfigurationException: an argument differs that changes images, or differed while they
+            were made.
     """
-    wrong = [name for name in changed if not name.startswith(_OF_THE_TEST)]
+    if resumed:
+        listed = "; ".join(f"{', '.join(each['was'])} at step {each['step']}" for each in resumed)
+        raise MisconfigurationException(
+            f"no command makes these images, and a ledger's row has one: arguments were changed "
+            f"while they were made ({listed}). Leave out --model.ledger"
+        )
+    wrong = list(of_the_images(changed))
     if wrong:
         raise MisconfigurationException(
             f"the ledger's row would tell of other images than these: {', '.join(wrong)} differ "
             "from the checkpoint's. Give the checkpoint's values (--config config.yaml of its run "
             "has them), or leave out --model.ledger"
         )
+
+
+def changed_clipping(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Differences in how gradients are clipped: name -> (ours, theirs)."""
+    differing = _differences(ours, theirs)
+    return {f"trainer.{name}": pair for name, pair in differing.items()}
 
 
 def changed_arguments(

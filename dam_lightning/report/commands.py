@@ -44,11 +44,25 @@ _WITHOUT_EFFECT = (
     "data.test_batch_size",
 )
 """Options that change where, how fast or by which draws something is computed, and not what."""
-_OF_THE_TRAINER = (STEPS, "trainer.limit_test_batches", "trainer.fast_dev_run")
+_OF_THE_TRAINER = (
+    STEPS,
+    "trainer.limit_test_batches",
+    "trainer.fast_dev_run",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+)
 """The Trainer's only options that do change it."""
 _ROOT = "data.root"
 """Where a dataset lies changes nothing, but own images are those of their folder."""
-_OF_DOMAINS = (DAM, "data.pseudo", "data.fft", "model.domain", "model.lr_masks")
+_OF_DOMAINS = (
+    DAM,
+    "data.pseudo",
+    "data.fft",
+    "model.augment_views",
+    "model.batch_syn_domain",
+    "model.domain",
+    "model.lr_masks",
+)
 """How the settings begin that nothing but DAM reads."""
 
 

@@ -64,7 +64,8 @@ _ROWS = """
 Every row can be made again. Its command tests a checkpoint, or, with `evaluate/...`, real images or
 a file. The fit that made the checkpoint was the same command with `fit` in place of `test`, without
 `--ckpt_path` and whatever begins with `--model.ledger` or `--model.recipe`, with the row's seed as
-`--seed_everything` and its steps as `--trainer.max_steps`.
+`--seed_everything` and its steps as `--trainer.max_steps`. (A command that names a config or a
+program of somebody's own takes that too.)
 """
 
 
@@ -220,7 +221,7 @@ def _others(runs: Sequence[Run], of_settings: dict[Key, Run]) -> str:
                 _dataset(row),
                 _ipc(row),
                 _method(row),
-                f"`{row.command}`",
+                f"`{row.what}`",
                 str(row.steps or ""),
                 str(row.networks),
                 _spread(of_rows(run.rows)),

@@ -4,6 +4,7 @@ import csv
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ class Row:
     Attributes:
         line: where the row begins in the ledger; its columns are line 1.
         columns: as they are written.
-        command: of the test.
+        command: of the test; None: of a program of somebody's own.
         accuracy: in percent, mean over the networks.
         deviation: in percent, over the networks; NaN where it is not known.
         networks: that were trained and tested.
@@ -35,7 +36,7 @@ class Row:
 
     line: int
     columns: Mapping[str, str]
-    command: Command
+    command: Command | None
     accuracy: float
     deviation: float
     networks: int
@@ -47,6 +48,8 @@ class Row:
     @cached_property
     def settings(self) -> Settings:
         """Of the run, from fit to test; its length is what it had, not what it was to have."""
+        if self.command is None:
+            return {"command": self.columns["command"], **self._described}
         settings = self.command.settings
         # Several backbones in one test have a row each.
         several = settings.pop("model.backbones", None) is not None
@@ -65,7 +68,20 @@ class Row:
         settings.pop(STEPS, None)
         if self.steps:
             settings[STEPS] = str(self.steps)
-        return {**settings, NETWORKS: str(self.networks)}
+        # What is in somebody's own config, the columns alone tell.
+        described = self._described if "config" in settings else {}
+        return {**settings, **described, NETWORKS: str(self.networks)}
+
+    @property
+    def _described(self) -> Settings:
+        """What the columns tell of the run."""
+        names = ("dataset", "ipc", "method", "dam", "backbone", "steps", "networks")
+        return {name: self.columns[name] for name in names}
+
+    @property
+    def what(self) -> str:
+        """The command, for people."""
+        return self.columns["command"] if self.command is None else str(self.command)
 
 
 def settings_of_file(
@@ -139,12 +155,11 @@ def _row(line: int, cells: list[str]) -> Row:
     if len(cells) != len(COLUMNS):
         raise ValueError(f"{len(cells)} cells in place of {len(COLUMNS)}")
     columns = dict(zip(COLUMNS, cells, strict=True))
-    try:
+    command: Command | None = None
+    with suppress(ValueError):
         command = read(columns["command"])
-        if command.subcommand != "test":
-            raise ValueError("no test")
-    except ValueError as error:
-        raise ValueError(f"unknown command {columns['command']!r} ({error})") from error
+    if command is not None and command.subcommand != "test":
+        command = None
     networks = _count(columns, "networks")
     if not networks:
         raise ValueError(f"networks is {columns['networks']!r}")

@@ -48,6 +48,18 @@ def test_killed_and_gone_on_with(
     assert files == usual
 
 
+def test_killed_before_the_condensed_set_was_written(
+    unbroken: Callable[[str, bool], Run], tmp_path: Path
+) -> None:
+    """The last checkpoint is there before, and then nothing is left to learn."""
+    expected = unbroken("DM", True)
+    run = replace(expected, folder=tmp_path)
+    run()
+    (tmp_path / "condensed.safetensors").unlink()
+    run()
+    assert torch.equal(run.state()["condensed"], expected.state()["condensed"])
+
+
 @pytest.mark.parametrize(("name", "dam"), VARIANTS)
 def test_asked_to_end_and_gone_on_with(
     unbroken: Callable[[str, bool], Run], tmp_path: Path, name: str, dam: bool

@@ -21,8 +21,11 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 def compare(ours: Run, theirs: Run) -> None:
     """Images and masks, and that they were learned."""
     found, expected = ours.state(), theirs.state()
+    begun = ours.module()
+    begun._build(len(found["labels"]) // begun.ipc, tuple(found["images"].shape[1:]))
     for name in ("images", "dam.logits"):
         assert difference(found[name], expected[name]) < 1e-5
+        assert difference(begun.state_dict()[name], expected[name]) > 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import pytest
 
 from dam_lightning.evaluation.ledger import append_row
 from dam_lightning.report.__main__ import main
+from dam_lightning.report.page import report
 from dam_lightning.report.rows import read_ledger
+from dam_lightning.report.runs import find_runs
 from tests.report.ledgers import COLUMNS, DM, rows, write
 
 
@@ -59,13 +61,6 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ({"steps": "1.5"}, "steps is '1.5', not a whole number"),
         ({"seed": "-1"}, "seed is '-1', not a whole number"),
         ({"ipc": "all"}, "ipc is 'all', not a whole number"),
-        ({"command": "python train.py"}, "unknown command 'python train.py' (neither fit nor"),
-        (
-            {"command": "cli.py fit --config a.yaml"},
-            "unknown command 'cli.py fit --config a.yaml' (no test)",
-        ),
-        ({"command": 'cli.py test "a'}, "unknown command 'cli.py test \"a' (No closing quotation)"),
-        ({"command": "cli.py test a b"}, "unknown command 'cli.py test a b' (a stands where an"),
     ],
 )
 def test_a_damaged_row_is_named(
@@ -75,6 +70,27 @@ def test_a_damaged_row_is_named(
     line = refused(path, capsys)
     assert f"{path}, line 3: {message}" in line
     assert line.endswith("delete the row and run its test again\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python evaluate.py",
+        "cli.py fit --config a.yaml",
+        'cli.py test "a',
+        "cli.py test a b",
+        "dam-lightning test --config lightning_logs/version_0/config.yaml --ckpt_path last.ckpt",
+    ],
+)
+def test_what_a_command_does_not_tell_the_columns_do(command: str, tmp_path: Path) -> None:
+    """Rows of programs and configs of one's own: of another dataset, method or size is another."""
+    others = [{"dataset": "VLCS"}, {"ipc": 10}, {"method": "DC"}, {"dam": 4}, {"backbone": "ViT"}]
+    changes = [{}, *others, {"seed": 1, "accuracy": "32.00"}]
+    runs = find_runs(rows(tmp_path, *({"command": command, **each} for each in changes)))
+    assert len(runs) == 1 + len(others)
+    assert sorted(len(run.rows) for run in runs) == [1] * len(others) + [2]
+    assert not any(run.figure for run in runs)
+    assert report([row for run in runs for row in run.rows], runs).count("31.00 ± 1.41") == 1
 
 
 def test_a_row_that_is_cut_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
