@@ -205,6 +205,7 @@ def _filter_warnings() -> None:
         ".*does not have many workers.*",  # images are resident
         ".*`configure_optimizers` returned `None`.*",  # modules that train networks by themselves
         ".*but have no `validation_step`.*",  # experts, which nothing chooses among
+        ".*is smaller than the logging interval.*",  # steps are counted on from epoch to epoch
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of PyTorch
     ):
         warnings.filterwarnings("ignore", message)

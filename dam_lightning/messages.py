@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -94,6 +94,10 @@ def one_line(message: str) -> str:
 
 class ArgumentParser(LightningArgumentParser):
     """Lightning's parser, saying in one line what is wrong instead of listing every option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Part of an option's name is a mistake, and would be another option's one day.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with status 2.

@@ -257,6 +257,7 @@ TABLE = [
         left=RUN,
     ),
     # Options that are unknown.
+    Case("a shortened option", f"{FIT} --trainer.max_step 1", "max_step", status=2),
     Case("an unknown option", f"{FIT} --model.ipcs 1", "Option 'ipcs' is not accepted", status=2),
     Case(
         "an object among the options of the network",

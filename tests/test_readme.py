@@ -39,8 +39,8 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) == 5
     for block in blocks:
-        code = block.replace("DM(ipc=1", 'DM(backbone_args={"width": 4}, ipc=1')
-        code = code.replace("Digits()", "Digits(batch_real=4)").replace("range(300)", "range(3)")
+        code = block.replace('{"width": 32}', '{"width": 4}').replace("range(300)", "range(3)")
+        code = code.replace("batch_real=64", "batch_real=4")
         exec(compile(code, "README.md", "exec"), namespace)
     monkeypatch.setattr(L, "Trainer", trainer_class)
     assert isinstance(namespace["condensed"], CondensedSet)

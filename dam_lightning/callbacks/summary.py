@@ -60,7 +60,15 @@ class RunSummary(Callback):
         ):
             path = folder / file
             if path.exists():
-                console.print(f"{name + ':':16}{_shortest(path)}", soft_wrap=True, highlight=False)
+                _print(console, name, path)
+        # Lightning's, which a user has it look for.
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            _print(console, "best", Path(best))
+
+
+def _print(console: Console, name: str, path: Path) -> None:
+    console.print(f"{name + ':':16}{_shortest(path)}", soft_wrap=True, highlight=False)
 
 
 def _shortest(path: Path) -> Path:

@@ -107,7 +107,7 @@ class ImageFolder(FolderDataModule):
         if others:
             counts = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5))
             rank_zero_info(
-                f"{self.root}: {others.total()} files are left out, their names do not end as "
+                f"{self.root}: left out are {others.total()} files whose names do not end as "
                 f"those of images that are read ({counts}{', ...' if len(others) > 5 else ''})."
             )
         parts = self._find_parts(images)
@@ -345,7 +345,7 @@ def _find_layout(folder: Path, paths: list[str]) -> Layout:
         examples = " and ".join(str(folder / path) for path in ends)
         raise ValueError(
             f"{folder} cannot be told apart into domains and classes, because of where {examples} "
-            f"lie. {_EXPECTED}. If folders go deeper below a class, give layout: class or layout: "
-            "domain/class"
+            f"{'lie' if len(ends) > 1 else 'lies'}. {_EXPECTED}. If folders go deeper below a "
+            "class, give layout: class or layout: domain/class"
         )
     return layouts[depth]

@@ -52,7 +52,8 @@ def print_scores(
 
 
 def _interval(figure: Figure) -> str:
-    """Of the mean; a single network gives none."""
+    """Of the mean, as far as there are accuracies; a single network gives none."""
     if figure.interval != figure.interval:
         return "-"
-    return f"{figure.mean - figure.interval:.1f} to {figure.mean + figure.interval:.1f}"
+    low, high = max(0.0, figure.mean - figure.interval), min(100.0, figure.mean + figure.interval)
+    return f"{low:.1f} to {high:.1f}"

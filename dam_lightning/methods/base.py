@@ -584,6 +584,12 @@ class Condenser(EvaluatingModule):
             group.update(given, momentum=self.momentum)
         self._guard.reset()
         self._has_begun = True
+        every, last = self.trainer.val_check_batch, self.trainer.max_steps
+        if self.trainer.enable_validation and every is not None and 0 < last < every:
+            rank_zero_warn(
+                f"no validation will be made: there is one every {every} steps, and the fit ends "
+                f"after {last}; lower steps_per_epoch of the data module"
+            )
 
     def on_fit_end(self) -> None:
         """Say so where nothing was left to do, as of a checkpoint from the end of a run.

@@ -209,7 +209,7 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, make: Make, said: l
         (root / place).write_text("no image")
     data = make(root)
     assert len(data.train) + len(data.test) == 36
-    assert said[0].startswith(f"{root}: 3 files are left out")
+    assert said[0].startswith(f"{root}: left out are 3 files")
     assert said[0].endswith("(2 .avif, 1 .txt).")
 
 
