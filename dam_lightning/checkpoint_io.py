@@ -27,8 +27,7 @@ _KINDS: dict[str, type] = {
 }
 """What Lightning and this package look into, where it is there; entries of lists are mappings."""
 _ALWAYS = ("pytorch-lightning_version", "loops", "epoch", "global_step")
-_OF_A_CONDENSATION = ("hyper_parameters",)
-"""What Lightning writes into every checkpoint, and this package into those of a condensation."""
+"""What Lightning writes into every checkpoint."""
 
 
 class CheckedCheckpointIO(CheckpointIO):
@@ -125,7 +124,7 @@ def _check_kinds(checkpoint: dict[str, Any]) -> None:
         ValueError: saying what is missing, of another kind, or not finite.
     """
     is_condensation = "condenser" in checkpoint
-    for name in (*_ALWAYS, *(_OF_A_CONDENSATION if is_condensation else ())):
+    for name in (*_ALWAYS, *(["hyper_parameters"] if is_condensation else [])):
         if name not in checkpoint:
             raise ValueError(f"{name} is missing")
     for name, kind in _KINDS.items():

@@ -56,7 +56,7 @@ class SignalsBetweenSteps(Callback):
         """Likewise."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._end_on_sigterm(trainer)
-        elif self._listens and trainer.world_size == 1:
+        elif self._listens and trainer.world_size == 1 and not trainer.sanity_checking:
             if signal.SIGTERM in self._asked:
                 raise SIGTERMException
             self._end_on_sigterm(trainer)

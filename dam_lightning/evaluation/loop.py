@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -102,7 +103,7 @@ class EvaluatingModule(LightningModule, ABC):
     def _begin(self, num_batches: float) -> None:
         tested = []
         for name, recipe in self.recipes.items():
-            if self.trainer.state.fn != "fit":
+            if self.trainer.state.fn != TrainerFn.FITTING:
                 what = f"{recipe.num_networks} networks {name}".rstrip()
                 rank_zero_info(f"Training {what} for {recipe.epochs} epochs")
             start = time.perf_counter()

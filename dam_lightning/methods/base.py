@@ -217,6 +217,7 @@ class Condenser(EvaluatingModule):
         self._seed_is_given = seed is not None
         self._images_are_initial = True
         self._provenance: dict[str, Any] = {}
+        # At which steps the run went on with other arguments, and what they were before.
         self._resumed: list[dict[str, Any]] = []
         self._whitening: Whitening | None = None
         _check_options(dam)
@@ -597,7 +598,7 @@ class Condenser(EvaluatingModule):
         That run may have been killed before it wrote its condensed set.
         """
         if not self._has_begun:
-            self._save_condensed()
+            self._save_condensed(again=False)
             rank_zero_info(
                 f"Nothing was condensed: the checkpoint is from step {self.global_step} already; "
                 "raise --trainer.max_steps to go on"
@@ -696,9 +697,10 @@ class Condenser(EvaluatingModule):
             rank_zero_info(f"Steps with something left out or held: {listed}")
         self._save_condensed()
 
-    def _save_condensed(self) -> None:
+    def _save_condensed(self, again: bool = True) -> None:
         path = run_folder(self.trainer) / "condensed.safetensors"
-        if self.trainer.is_global_zero and not is_rehearsal(self.trainer):
+        wanted = self.trainer.is_global_zero and not is_rehearsal(self.trainer)
+        if wanted and (again or not path.exists()):
             self.condensed_set().save(path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -708,7 +710,7 @@ class Condenser(EvaluatingModule):
             "seed": self.seed,
             "steps": self.global_step,
             "provenance": self._provenance,
-            "resumed": self._resumed_otherwise,
+            "resumed": self._resumed,
             "clipping": self._clipping(),
         }
         if self._whitening is not None:
@@ -807,16 +809,10 @@ class Condenser(EvaluatingModule):
             "recipe": self.recipe.as_dict(),
             **provenance,
             # Beside the arguments that it ended with.
-            **({"resumed": self._resumed_otherwise} if self._resumed_otherwise else {}),
+            **({"resumed": self._resumed} if self._resumed else {}),
         }
         images = self.images.detach().float().cpu()
         return CondensedSet(images, self.labels.cpu(), metadata, self._whitening)
-
-    @property
-    def _resumed_otherwise(self) -> list[dict[str, Any]]:
-        """At which steps the run went on with other arguments, and what they were before."""
-        steps = self.global_step or self._saved_steps
-        return [each for each in self._resumed if each["step"] < steps]
 
     # For evaluation.
 

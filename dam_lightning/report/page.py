@@ -23,8 +23,9 @@ _NAMES = {module: name for name, (module, _) in DATASETS.items()}
 _BEGINNING = """\
 # Ours beside the paper's
 
-Made by `python -m dam_lightning.report results/ledger.csv --output results/README.md` from the
-[ledger](ledger.csv), to which `test --model.ledger` appends a row; nothing here is written by hand.
+Made by `python -m dam_lightning.report` from a ledger (the page in `results/` from
+[ledger.csv](ledger.csv)), to which `test --model.ledger` appends a row; nothing here is written by
+hand.
 
 Accuracies are in percent, on the test images. After ± stands the standard deviation: the paper's is
 over ten networks trained on one condensed set, and so is ours with one seed; with several it is

@@ -43,8 +43,8 @@ length: {{count}} of {{total}}.
 
 Run them in bash, in the folder of the repository, in any order. Each ends with rows in the ledger.
 One that was interrupted goes on where it stopped when the same lines are run again; one that is
-finished is only tested again. MTT trains the experts that it lacks first, once for all runs on a
-dataset.
+finished is only tested again, for another row, of which the newest counts. MTT trains the experts
+that it lacks first, once for all runs on a dataset.
 """
 
 _DEFINITIONS = f"""
