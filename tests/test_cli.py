@@ -1,6 +1,7 @@
 """The command line as a user meets it; Digits and the shipped configs included."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 import dam_lightning
 from dam_lightning import DM, CondensedSet, Digits
-from dam_lightning.cli import main
+from dam_lightning.cli import _newest, main
 from tests.tiny import tiny_trainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -253,3 +254,13 @@ def test_version_and_help(script: list[str]) -> None:
     version = subprocess.run([sys.executable, *script, "--version"], **run)
     assert dam_lightning.__version__ in version.stdout
     assert "fit" in subprocess.run([sys.executable, *script, "--help"], **run).stdout
+
+
+def test_the_last_checkpoint_is_the_newest_of_any_kind(tmp_path: Path) -> None:
+    names = ("lightning_logs/version_0/last.ckpt", "hpc_ckpt_1.ckpt", "last.ckpt")
+    assert _newest(tmp_path) is None
+    for age, name in enumerate((*names, *names[:2])):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+        assert _newest(tmp_path) == str(tmp_path / name)

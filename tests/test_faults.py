@@ -18,6 +18,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from dam_lightning import DM, MTT, CondensedSet, ImageFolder
 from dam_lightning.callbacks import LastCheckpoint
 from dam_lightning.checkpoint_io import CheckedCheckpointIO
+from dam_lightning.files import written_beside
 from dam_lightning.methods.expert_store import ExpertStore
 from tests.data.test_image_folder import TWO_DOMAINS, fill
 from tests.runs import Run, in_a_process
@@ -75,6 +76,22 @@ def test_a_file(tmp_path: Path, name: str) -> None:
     assert contents(tmp_path) == before
     WRITERS[name](path, 2.0)
     assert contents(tmp_path) != before
+
+
+def test_a_link_stays_one_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "there" / "real.txt")
+    with written_beside(tmp_path / "link.txt") as beside:
+        beside.write_text("whole")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "there" / "real.txt").read_text() == "whole"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with written_beside(tmp_path / "pipe") as beside:
+        beside.write_text("through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def write_and_be_killed(name: str, path: Path) -> None:

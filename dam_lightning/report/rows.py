@@ -155,18 +155,13 @@ def _row(line: int, cells: list[str]) -> Row:
     if len(cells) != len(COLUMNS):
         raise ValueError(f"{len(cells)} cells in place of {len(COLUMNS)}")
     columns = dict(zip(COLUMNS, cells, strict=True))
-    command: Command | None = None
-    with suppress(ValueError):
-        command = read(columns["command"])
-    if command is not None and command.subcommand != "test":
-        command = None
     networks = _count(columns, "networks")
     if not networks:
         raise ValueError(f"networks is {columns['networks']!r}")
     return Row(
         line,
         columns,
-        command,
+        _test_of_ours(columns["command"]),
         _number(columns, "accuracy"),
         _number(columns, "deviation", unknown=True),
         networks,
@@ -175,6 +170,14 @@ def _row(line: int, cells: list[str]) -> Row:
         _count(columns, "seed"),
         _count(columns, "steps"),
     )
+
+
+def _test_of_ours(text: str) -> Command | None:
+    """The command, if it is the package's ``test``."""
+    with suppress(ValueError):
+        command = read(text)
+        return command if command.subcommand == "test" else None
+    return None
 
 
 def _number(columns: Mapping[str, str], name: str, unknown: bool = False) -> float:

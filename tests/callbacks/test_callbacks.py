@@ -1,6 +1,7 @@
 """What a person sees: pictures, progress, checkpoints in the run's folder, closing table."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,30 @@ def test_whoever_interrupts_is_told_how_to_go_on(
     with caplog.at_level("INFO"), pytest.raises(SystemExit):
         fit(tmp_path, [LastCheckpoint(), Stop(KeyboardInterrupt())], steps=15)
     assert f"--ckpt_path {tmp_path / 'last.ckpt'} goes on after step 8" in caplog.text
+
+
+def test_whoever_interrupts_before_a_checkpoint_is_told_that_there_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    module = DM(backbone_args=SMALL_NETWORK, seed=0)
+    callbacks = [LastCheckpoint(), Stop(KeyboardInterrupt())]
+    trainer = tiny_trainer(tmp_path, max_steps=15, callbacks=callbacks)
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):
+        trainer.fit(module, datamodule=tiny_data(tmp_path, steps_per_epoch=12))
+    assert "after step 10 and before its first checkpoint" in caplog.text
+    assert "--data.steps_per_epoch" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_fit_that_ends_before_its_first_validation_is_told(tmp_path: Path, steps: int) -> None:
+    module = DM(backbone_args=SMALL_NETWORK, seed=0, recipe={"num_networks": 1, "epochs": 1})
+    trainer = tiny_trainer(tmp_path, max_steps=steps)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.fit(module, datamodule=tiny_data(tmp_path, validation_share=0.5))
+    told = any("there is one every 4 steps, and the fit ends" in str(each.message) for each in said)
+    assert told == (steps < 4) == ("val/accuracy" not in trainer.callback_metrics)
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:

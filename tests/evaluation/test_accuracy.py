@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dam_lightning.backbones import build_backbone
 from dam_lightning.evaluation import Accuracy, Evaluator, Figure, Recipe, Scores, evaluate
 from dam_lightning.evaluation.answers import Answers
+from dam_lightning.evaluation.table import _interval
 
 SHAPES = [(3, 4, 3), (1, 4, 3), (3, 1, 3), (3, 4, 1), (1, 1, 1), (2, 7, 4)]
 
@@ -183,3 +184,10 @@ def test_the_whole_protocol_on_an_easy_task() -> None:
     assert scores.per_class.shape == (3, 3)
     again = evaluate(training_set, batches, 3, 2, recipe, seed=0)
     assert torch.equal(scores.per_class, again.per_class)
+
+
+def test_an_interval_ends_where_accuracies_do() -> None:
+    assert _interval(Figure.of(torch.tensor([0.98, 1.0]))) == "86.3 to 100.0"
+    assert _interval(Figure.of(torch.tensor([0.0, 0.02]))) == "0.0 to 13.7"
+    assert _interval(Figure.of(torch.tensor([0.49, 0.51]))) == "37.3 to 62.7"
+    assert _interval(Figure.of(torch.tensor([0.5]))) == "-"

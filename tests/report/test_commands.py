@@ -123,6 +123,7 @@ def test_a_command_is_shown_without_what_does_not_matter() -> None:
 def test_without_dam() -> None:
     command = "cli.py test --config pacs/{}.yaml --data.batch_real 64 --model.recipe.num_networks 3"
     of_domains = " --data.pseudo_labels random --model.dam.weight 1 --data.fft_log true"
+    of_domains += " --model.augment_views false --model.batch_syn_domain 3"
     found = without_dam(read(command.format("dm_dam_ipc1") + of_domains).settings)
     assert found == read(command.format("dm_ipc1")).settings
     assert found[NETWORKS] == "3"
