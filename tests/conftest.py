@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10 as OriginalCIFAR10
 
 from dam_lightning.data import CIFAR10, PACS
+from dam_lightning.data.digits import render_digits
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One for each worker; more would wait for one another.
@@ -37,6 +39,21 @@ def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     # Set first, so that whatever a test leaves there is taken away after it.
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     monkeypatch.delenv("PL_GLOBAL_SEED")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def digits_drawn_once() -> Iterator[None]:
+    """Drawing them takes seconds, and many tests ask for the same."""
+    drawn: dict[str, Any] = {}
+
+    def once(images: Any, style: str) -> Any:
+        if style not in drawn:
+            drawn[style] = render_digits(images, style)
+        return drawn[style]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dam_lightning.data.digits.render_digits", once)
+        yield
 
 
 def write_images(folder: Path, per_cell: int = PER_CELL, size: int = 8) -> None:

@@ -237,11 +237,16 @@ def test_contenders_take_turns() -> None:
 def test_a_task_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same number of threads, and nothing compiled before."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
-    assert apart(os.getpid) != os.getpid()
-    assert apart(torch.get_num_threads) == torch.get_num_threads() == 1
-    assert apart(os.getenv, "TORCHINDUCTOR_CACHE_DIR") != "mine"
+    process, threads, cache = apart(_told)
+    assert process != os.getpid()
+    assert threads == torch.get_num_threads() == 1
+    assert cache != "mine"
     with pytest.raises(UnequalError, match="not the same"):
         apart(_refuse)
+
+
+def _told() -> tuple[int, int, str | None]:
+    return os.getpid(), torch.get_num_threads(), os.getenv("TORCHINDUCTOR_CACHE_DIR")
 
 
 def _refuse() -> None:

@@ -1,5 +1,6 @@
 """A dataset of a few random images, and Trainers for it; importable from spawned processes."""
 
+import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from dam_lightning.data import ResidentDataModule, Split
 
@@ -66,9 +68,32 @@ class LeaveTogether(Callback):
             torch.distributed.destroy_process_group()
 
 
+class FromTheServer(DDPStrategy):
+    """Starts processes from one that has everything imported, in a tenth of a second.
+
+    Spawned ones, which are the same otherwise, import everything for ten seconds.
+    """
+
+    def __init__(self) -> None:
+        multiprocessing.set_forkserver_preload([__name__])
+        super().__init__(start_method="forkserver")
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        assert self.model is not None
+        # Otherwise all have the same memory; of spawned ones Lightning sees to that.
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            tensor.data = tensor.data.clone()
+
+
 def two_processes(folder: Path, **options: Any) -> Trainer:
-    """A Trainer that spawns two CPU processes."""
-    options = {"devices": 2, "strategy": "ddp_spawn", "callbacks": [LeaveTogether()], **options}
+    """A Trainer that starts two CPU processes."""
+    options = {
+        "devices": 2,
+        "strategy": FromTheServer(),
+        "callbacks": [LeaveTogether()],
+        **options,
+    }
     return tiny_trainer(folder, **options)
 
 

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -10,6 +11,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from dam_lightning.ending import end_if_asked, listen_to_sigterm
 
 __all__ = ["SignalsBetweenSteps"]
 
@@ -24,9 +27,9 @@ class SignalsBetweenSteps(Callback):
     processes agree after the step. (Of a single process Ctrl+C is answered at once, and so is the
     second one of several.) SIGUSR1 is left alone outside SLURM.
 
-    A test has nothing to save: SIGTERM ends it at once, where Lightning would wait until all
-    networks are trained. So does a validation, which changes no image; within a fit of several
-    processes it is finished first, since all must agree.
+    A test has nothing to save: SIGTERM ends it after a step of its networks, or a batch of test
+    images, where Lightning would wait until all is done. So it does a validation, which changes no
+    image; within a fit of several processes that is finished first, since all must agree.
     """
 
     def __init__(self) -> None:
@@ -61,23 +64,27 @@ class SignalsBetweenSteps(Callback):
                 raise SIGTERMException
             self._end_on_sigterm(trainer)
 
+    def on_test_batch_end(self, *_: Any) -> None:
+        """End where that was asked for."""
+        end_if_asked()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Likewise."""
+        end_if_asked()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen as before."""
         if trainer.state.fn == TrainerFn.FITTING and self._listens:
+            end_if_asked()
             signal.signal(signal.SIGTERM, self._note)
 
     def _end_on_sigterm(self, trainer: Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-
-        def end(number: int, frame: Any) -> None:
-            launcher = trainer.strategy.launcher
-            if launcher is not None:
-                # Processes that this one has started.
-                launcher.kill(signal.SIGTERM)
-            raise SIGTERMException
-
-        signal.signal(signal.SIGTERM, end)
+        launcher = trainer.strategy.launcher
+        # Processes that this one has started are told as well.
+        tell = None if launcher is None else partial(launcher.kill, signal.SIGTERM)
+        listen_to_sigterm(tell)
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and number in self._asked:

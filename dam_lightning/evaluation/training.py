@@ -10,6 +10,7 @@ from torch.nn.utils import parameters_to_vector
 
 from dam_lightning.backbones import Backbone, build_backbone
 from dam_lightning.data.sampling import RealImages
+from dam_lightning.ending import end_if_asked
 from dam_lightning.evaluation.batches import Batches
 from dam_lightning.evaluation.recipe import Recipe
 from dam_lightning.randomness import seeded
@@ -180,6 +181,7 @@ def _train_together(
     momenta, lr = torch.zeros_like(vectors), recipe.lr
     for epoch in range(recipe.epochs):
         for images, labels, draws in batches.epoch(epoch):
+            end_if_asked()
             with recipe.forward_passes(vectors.device):
                 gradient, _ = networks.gradients(
                     vectors, images, labels, draws, piece=piece, compile=compile
@@ -202,6 +204,7 @@ def _train_module(network: Backbone, batches: Batches, recipe: Recipe) -> None:
     optimizer = _optimizer(network, recipe, recipe.lr)
     for epoch in range(recipe.epochs):
         for images, labels, draws in batches.epoch(epoch):
+            end_if_asked()
             inputs = images if draws is None else augmented(images, *draws)
             optimizer.zero_grad()
             with recipe.forward_passes(inputs.device):

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from dam_lightning.ending import end_if_asked, listen_to_sigterm
 from dam_lightning.flat_network import FlatNetwork
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
 from dam_lightning.methods.expert_store import ExpertStore
@@ -147,18 +148,18 @@ def _ending_on_sigterm() -> Iterator[None]:
         yield
         return
 
-    def end(*_: Any) -> None:
-        rank_zero_info(
-            "The run ended early: the same command trains the experts that are not finished"
-        )
-        raise SIGTERMException
-
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    before: dict[int, Any] = {signal.SIGTERM: listen_to_sigterm()}
     if SLURMEnvironment.detect():
         # There is no step yet from which the job, queued again, would go on.
         before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         yield
+        end_if_asked()
+    except SIGTERMException:
+        rank_zero_info(
+            "The run ended early: the same command trains the experts that are not finished"
+        )
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

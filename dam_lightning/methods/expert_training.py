@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dam_lightning.compilation import worth_compiling
+from dam_lightning.ending import end_if_asked
 from dam_lightning.functional import strategy_operations
 from dam_lightning.functional.host import to_device
 from dam_lightning.methods.expert_recipe import ExpertData, ExpertRecipe
@@ -158,6 +159,7 @@ def train_epoch(
         draws = _draws(recipe, stream, epoch, block, steps, len(data), data.device)
     losses = []
     for step, (images, labels) in enumerate(data.batches(orders, recipe.batch_size)):
+        end_if_asked()
         drawn = None
         if draws is not None:
             start = step * recipe.batch_size

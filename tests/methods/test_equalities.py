@@ -104,11 +104,20 @@ def test_the_budget_does_not_change_the_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_domains", "precision", "steps", "tolerance"),
-    [(3, "32-true", 5, 1e-5), (4, "32-true", 5, 1e-5), (4, "64-true", 20, 1e-9)],
+    ("num_domains", "precision", "steps", "tolerance", "strategy"),
+    [
+        (3, "32-true", 5, 1e-5, None),
+        (4, "32-true", 5, 1e-5, "ddp_spawn"),
+        (4, "64-true", 20, 1e-9, None),
+    ],
 )
 def test_two_processes_equal_one(
-    tmp_path: Path, num_domains: int, precision: Any, steps: int, tolerance: float
+    tmp_path: Path,
+    num_domains: int,
+    precision: Any,
+    steps: int,
+    tolerance: float,
+    strategy: str | None,
 ) -> None:
     """Three classes and three or four domains over two ranks: unequal shares included.
 
@@ -122,7 +131,7 @@ def test_two_processes_equal_one(
     options = {"max_steps": steps, "precision": precision}
     alone, shared = (make(dam=dam, backbone_args=network) for _ in range(2))
     tiny_trainer(tmp_path, **options).fit(alone, datamodule=TinyData(**data))
-    trainer = two_processes(tmp_path, **options)
+    trainer = two_processes(tmp_path, **options, **({"strategy": strategy} if strategy else {}))
     trainer.fit(shared, datamodule=TinyData(**data))
     assert shared.dam is not None
     assert alone.dam is not None

@@ -1,0 +1,49 @@
+"""SIGTERM while networks are trained outside the Trainer's steps: they end between two of theirs.
+
+A signal's handler must not raise there. Whether arguments are those a function was compiled for,
+PyTorch asks Python functions; what is raised in one of them it drops, so that the training goes on,
+or fails with an error of the compiler's.
+"""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+__all__ = ["end_if_asked", "listen_to_sigterm"]
+
+_asked = False
+
+
+def listen_to_sigterm(
+    then: Callable[[], object] | None = None,
+) -> Callable[[int, Any], Any] | int | None:
+    """From now on SIGTERM is noted, for `end_if_asked`. Only the main thread may call this.
+
+    Args:
+        then: what the handler does besides.
+
+    Returns:
+        The handler before, as `signal.signal` does.
+    """
+
+    def note(*_: Any) -> None:
+        global _asked
+        _asked = True
+        if then is not None:
+            then()
+
+    return signal.signal(signal.SIGTERM, note)
+
+
+def end_if_asked() -> None:
+    """Called between two steps.
+
+    Raises:
+        SIGTERMException: there was a SIGTERM.
+    """
+    global _asked
+    if _asked:
+        _asked = False
+        raise SIGTERMException
