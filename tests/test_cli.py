@@ -248,12 +248,17 @@ def test_shipped_configs_are_found_by_name(tmp_path: Path) -> None:
         assert yaml.safe_load(done.stdout)["model"]["class_path"].endswith("DM")
 
 
-@pytest.mark.parametrize("script", [[str(REPOSITORY / "cli.py")], ["-m", "dam_lightning.cli"]])
-def test_version_and_help(script: list[str]) -> None:
-    run = {"capture_output": True, "text": True, "check": True}
-    version = subprocess.run([sys.executable, *script, "--version"], **run)
-    assert dam_lightning.__version__ in version.stdout
-    assert "fit" in subprocess.run([sys.executable, *script, "--help"], **run).stdout
+@pytest.mark.parametrize(
+    ("script", "option", "told"),
+    [
+        ([str(REPOSITORY / "cli.py")], "--version", dam_lightning.__version__),
+        (["-m", "dam_lightning.cli"], "--help", "fit"),
+    ],
+)
+def test_version_and_help(script: list[str], option: str, told: str) -> None:
+    command = [sys.executable, *script, option]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told in done.stdout
 
 
 def test_the_last_checkpoint_is_the_newest_of_any_kind(tmp_path: Path) -> None:

@@ -169,11 +169,16 @@ def test_values(dataset: str, method: str, dam: bool, ipc: int) -> None:
     assert method == "mtt" or not zca
 
 
-@pytest.mark.parametrize(("dataset", "method", "dam", "ipc"), CELLS)
+@pytest.mark.parametrize(
+    ("dataset", "method", "dam", "ipc"), [cell for cell in CELLS if cell[2] or cell[3] == 1]
+)
 def test_they_condense(
     dataset: str, method: str, dam: bool, ipc: int, options: Callable[[str], list[str]]
 ) -> None:
-    """Shortened to a step and, of the smallest, an evaluation; and their names say what they do."""
+    """Shortened to a step and, of the smallest, an evaluation; and their names say what they do.
+
+    Without DAM those of more images are those with it, but for a line, as `test_values` has it.
+    """
     path = str(SHIPPED[name(dataset, method, dam, ipc)])
     arguments = ["--config", path, *options(dataset), "--trainer.max_steps", "1"]
     arguments += ["--model.backbone_args.width", "4", "--model.backbone_args.depth", "1"]

@@ -236,8 +236,7 @@ def test_a_training_ends_between_two_steps(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("job", [{}, JOB], ids=["a shell", "SLURM"])
-def test_sigterm_while_experts_are_trained(tmp_path: Path, job: dict[str, str]) -> None:
+def test_sigterm_while_experts_are_trained(tmp_path: Path) -> None:
     """Before the Trainer listens; those that are finished are kept."""
     fill(tmp_path / "own", TWO_DOMAINS)
     command = (
@@ -247,15 +246,14 @@ def test_sigterm_while_experts_are_trained(tmp_path: Path, job: dict[str, str]) 
     begun = subprocess.Popen(
         [sys.executable, "-m", "dam_lightning.cli", *shlex.split(command)],
         cwd=tmp_path,
-        env={**os.environ, **job},
+        env={**os.environ, **JOB},
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         assert waited_for(lambda: len([*tmp_path.glob("cache/experts/*/*.safetensors")]) > 1, 120)
-        if job:
-            # Not the end of it.
-            begun.send_signal(signal.SIGUSR1)
+        # Not the end of it.
+        begun.send_signal(signal.SIGUSR1)
         before = [*tmp_path.glob("cache/experts/*/*.safetensors")]
         assert waited_for(
             lambda: len([*tmp_path.glob("cache/experts/*/*.safetensors")]) > len(before), 60

@@ -94,15 +94,6 @@ def test_groups_one_by_one(monkeypatch: pytest.MonkeyPatch, norm: str, compile: 
         assert_same((found[0][0] + found[1][0], torch.cat([f[1] for f in found])), expected)
 
 
-def test_compiled_groups_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on an accelerator, with the parameters as one vector."""
-    monkeypatch.setattr("dam_lightning.compilation.rank_zero_warn", pytest.fail)
-    gradients, match = matching(module(), "layerwise_cosine", compile=True)
-    parts = [gradients.network.initial()]
-    found = match(parts, REAL, WEIGHTS, SYNTHETIC, LABELS, 5, 3)
-    assert_same(found, plain(module(), "layerwise_cosine"))
-
-
 class Dropping(nn.Module):
     """Leaves features out."""
 
