@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -82,13 +83,25 @@ def _begin(target: Path) -> None:
     """Make the file with its header at once, so that nobody ever sees it without."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
-        target.unlink()
+        # Somebody's empty file: several processes may have found it so.
+        with target.open("a", encoding="utf-8", newline="") as file:
+            _lock(file)
+            if os.fstat(file.fileno()).st_size == 0:
+                file.write(_line(COLUMNS))
+        return
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         whole = Path(folder) / target.name
         whole.write_text(_line(COLUMNS), encoding="utf-8", newline="")
         # Unlike a rename, a link leaves a file alone that another process has begun meanwhile.
         with contextlib.suppress(FileExistsError):
             target.hardlink_to(whole)
+
+
+def _lock(file: TextIO) -> None:
+    """Wait until no other process has the file locked; it is unlocked when it is closed."""
+    import fcntl  # not on Windows, where only the ledger is to fail
+
+    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:

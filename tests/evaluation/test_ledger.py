@@ -129,6 +129,20 @@ def test_a_ledger_that_another_process_has_just_begun(tmp_path: Path) -> None:
     assert len(read(path)) == 1
 
 
+def test_two_processes_find_an_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that waited leaves alone what the other has written."""
+    path = tmp_path / "ledger.csv"
+    path.touch()
+
+    def other(_: Any) -> None:
+        monkeypatch.undo()
+        append_row(path, row(seed="the other's"))
+
+    monkeypatch.setattr(ledger, "_lock", other)
+    append_row(path, row(seed="ours"))
+    assert [found["seed"] for found in read(path)] == ["the other's", "ours"]
+
+
 def test_the_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["cli.py", "test", "--config", "a file.yaml", '--model.dam={"weight": 0.1}']
     monkeypatch.setattr(sys, "argv", command)
