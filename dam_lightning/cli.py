@@ -32,6 +32,7 @@ from dam_lightning.callbacks import (
     SignalsBetweenSteps,
     StepProgress,
 )
+from dam_lightning.ending import end_if_asked
 from dam_lightning.files import check_writable
 from dam_lightning.messages import ArgumentParser, said_of
 from dam_lightning.methods.base import Condenser
@@ -223,6 +224,14 @@ def _leave_together() -> None:
         torch.distributed.destroy_process_group()
 
 
+def _end_if_asked(error: Exception) -> None:
+    """Asked to end, a process whose others have ended before it has no other error to tell of."""
+    try:
+        end_if_asked()
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from error
+
+
 def main(args: ArgsType = None) -> None:
     """Run the command line.
 
@@ -255,6 +264,7 @@ def main(args: ArgsType = None) -> None:
         # As the shell has it of a process that the signal ended.
         raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:
+        _end_if_asked(error)
         message = said_of(error)
         if message is None or "--traceback" in (sys.argv if args is None else args):
             raise

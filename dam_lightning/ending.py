@@ -6,6 +6,7 @@ or fails with an error of the compiler's.
 """
 
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ def listen_to_sigterm(
     Returns:
         The handler before, as `signal.signal` does.
     """
+    global _asked
+    _asked = False
 
     def note(*_: Any) -> None:
         global _asked
@@ -41,9 +44,9 @@ def end_if_asked() -> None:
     """Called between two steps.
 
     Raises:
-        SIGTERMException: there was a SIGTERM.
+        SIGTERMException: there was a SIGTERM, and this is the main thread.
     """
     global _asked
-    if _asked:
+    if _asked and threading.current_thread() is threading.main_thread():
         _asked = False
         raise SIGTERMException

@@ -76,6 +76,15 @@ def test_dam_options(config: str, capsys: pytest.CaptureFixture) -> None:
         assert typo.rpartition(".")[2] in capsys.readouterr().err
 
 
+def test_evaluation_without_augmentation(config: str) -> None:
+    """In either way of writing a single option of several."""
+    for given in (
+        ["--model.recipe.augmentation", "null"],
+        ["--model.recipe", "{augmentation: null}"],
+    ):
+        assert condense(config, *given).metadata["recipe"]["augmentation"] is None
+
+
 @pytest.mark.parametrize("arguments", [[], ["fti"], ["fit", "--model.ipc", "1"]])
 def test_the_hint_is_of_commands_that_there_are(
     arguments: list[str], capsys: pytest.CaptureFixture

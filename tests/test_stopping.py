@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dam_lightning import DM, MTT, CondensedSet, Evaluation
 from dam_lightning.callbacks import LastCheckpoint, SignalsBetweenSteps
 from dam_lightning.cli import main
+from dam_lightning.ending import end_if_asked, listen_to_sigterm
 from dam_lightning.side_by_side import Networks
 from tests.data.test_image_folder import TWO_DOMAINS, fill
 from tests.runs import MOMENTS, OPTIONS, Kill
@@ -170,14 +172,17 @@ def test_a_signal_to_one_of_two_processes(tmp_path: Path, to: str, sent: signal.
 
 
 @pytest.mark.parametrize(
-    ("subcommand", "more"),
-    [("test", ""), ("validate", SEVERAL)],
+    ("subcommand", "networks", "more"),
+    [("test", 2, ""), ("validate", 1, SEVERAL)],
     ids=["a test", "a validation by two processes"],
 )
-def test_sigterm_while_networks_are_trained(tmp_path: Path, subcommand: str, more: str) -> None:
-    """There is nothing to save, and nothing to wait for."""
+def test_sigterm_while_networks_are_trained(
+    tmp_path: Path, subcommand: str, networks: int, more: str
+) -> None:
+    """There is nothing to save, and nothing to wait for; also where one waits for the other."""
     fill(tmp_path / "own", TWO_DOMAINS)
-    recipe = "{num_networks: 2, epochs: 10000000, backbone_args: {width: 4, depth: 1}}"
+    network = "backbone_args: {width: 4, depth: 1}"
+    recipe = f"{{num_networks: {networks}, epochs: 10000000, {network}}}"
     command = (
         f"{subcommand} --model Evaluation --model.condensed random --model.ipc 1 "
         f"--model.recipe '{recipe}' --data ImageFolder --data.root own --data.image_size 8 "
@@ -193,7 +198,7 @@ def test_sigterm_while_networks_are_trained(tmp_path: Path, subcommand: str, mor
     second: list[int] = []
     try:
         assert begun.stderr is not None
-        assert any("Training 2 networks" in line for line in begun.stderr)
+        assert any(f"Training {networks} networks" in line for line in begun.stderr)
         second = children(begun.pid) if more else []
         assert len(second) == bool(more)
         begun.send_signal(signal.SIGTERM)
@@ -205,6 +210,7 @@ def test_sigterm_while_networks_are_trained(tmp_path: Path, subcommand: str, mor
                 os.kill(pid, signal.SIGKILL)
     assert begun.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
+    assert "error" not in said
 
 
 @pytest.mark.parametrize("what", ["a test", "experts"])
@@ -234,6 +240,35 @@ def test_a_training_ends_between_two_steps(
         run(datamodule=tiny_data(tmp_path))
     assert ended == [0, 1, 2]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class AtTheEnd(Callback):
+    """Sends SIGTERM when a test is all but over."""
+
+    def on_test_epoch_end(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_end_that_was_asked_for_is_that_of_its_test(tmp_path: Path) -> None:
+    """Of no other thread's training, and of none that comes later."""
+    recipe = {**SMALL_RECIPE, "backbone_args": SMALL_NETWORK}
+    data = tiny_data(tmp_path)
+    trainer = tiny_trainer(tmp_path, callbacks=[AtTheEnd(), SignalsBetweenSteps()])
+    with pytest.raises(SIGTERMException):
+        trainer.test(Evaluation("random", ipc=1, recipe=recipe), data)
+    before = listen_to_sigterm()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        other = threading.Thread(target=end_if_asked)
+        other.start()
+        other.join()
+        with pytest.raises(SIGTERMException):
+            end_if_asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        listen_to_sigterm()
+        end_if_asked()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_sigterm_while_experts_are_trained(tmp_path: Path) -> None:

@@ -68,14 +68,18 @@ class SignalsBetweenSteps(Callback):
         """End where that was asked for."""
         end_if_asked()
 
+    def on_test_end(self, *_: Any) -> None:
+        """Likewise, when all is done."""
+        end_if_asked()
+
     def on_validation_batch_end(self, *_: Any) -> None:
         """Likewise."""
         end_if_asked()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen as before."""
+        """Likewise; in a fit listen as before."""
+        end_if_asked()
         if trainer.state.fn == TrainerFn.FITTING and self._listens:
-            end_if_asked()
             signal.signal(signal.SIGTERM, self._note)
 
     def _end_on_sigterm(self, trainer: Trainer) -> None:

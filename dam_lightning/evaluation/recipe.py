@@ -139,6 +139,9 @@ class Recipe:
         for backbone_args in (own, given):
             _check_backbone_args(backbone_args)
         merged["backbone_args"] = {**own, **given}
+        if merged.get("augmentation") == "None":
+            # What jsonargparse makes of --model.recipe.augmentation null.
+            merged["augmentation"] = None
         return cls(**merged)
 
     @property
