@@ -71,7 +71,8 @@ class LeaveTogether(Callback):
 class FromTheServer(DDPStrategy):
     """Starts processes from one that has everything imported, in a tenth of a second.
 
-    Spawned ones, which are the same otherwise, import everything for ten seconds.
+    Spawned ones, as of ``ddp_spawn``, import everything for ten seconds. They are less alike: these
+    share the environment, hashes and generators of the one they come from.
     """
 
     def __init__(self) -> None:

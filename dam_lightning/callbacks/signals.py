@@ -27,9 +27,10 @@ class SignalsBetweenSteps(Callback):
     processes agree after the step. (Of a single process Ctrl+C is answered at once, and so is the
     second one of several.) SIGUSR1 is left alone outside SLURM.
 
-    A test has nothing to save: SIGTERM ends it after a step of its networks, or a batch of test
-    images, where Lightning would wait until all is done. So it does a validation, which changes no
-    image; within a fit of several processes that is finished first, since all must agree.
+    A test has nothing to save: SIGTERM ends it after a step of its networks (the first of which may
+    be compiled for up to a minute) or a batch of test images, where Lightning would wait until all
+    is done. So it does a validation, which changes no image; within a fit of several processes that
+    is finished first, since all must agree.
     """
 
     def __init__(self) -> None:

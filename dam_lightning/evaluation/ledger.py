@@ -101,7 +101,9 @@ def _lock(file: TextIO) -> None:
     """Wait until no other process has the file locked; it is unlocked when it is closed."""
     import fcntl  # not on Windows, where only the ledger is to fail
 
-    fcntl.flock(file, fcntl.LOCK_EX)
+    # Some file systems have no locks.
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:

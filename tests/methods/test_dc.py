@@ -757,7 +757,8 @@ def test_two_processes_equal_one(tmp_path: Path, case: str) -> None:
     arguments = {"max_steps": steps, "precision": precision}
     alone, both = make(cls, **options), make(cls, **options)
     tiny_trainer(tmp_path, **arguments).fit(alone, datamodule=small_data(tmp_path))
-    trainer = two_processes(tmp_path, **arguments)
+    strategy = {"strategy": "ddp_spawn"} if case == "three" else {}
+    trainer = two_processes(tmp_path, **arguments, **strategy)
     trainer.fit(both, datamodule=small_data(tmp_path))
     close = {"rtol": 0, "atol": tolerance, "check_dtype": False}
     torch.testing.assert_close(both.images, alone.images, **close)
