@@ -54,6 +54,8 @@ _OF_THE_TRAINER = (
 """The Trainer's only options that do change it."""
 _ROOT = "data.root"
 """Where a dataset lies changes nothing, but own images are those of their folder."""
+_ON_BY_DEFAULT = ("model.augmentation", "model.recipe.augmentation")
+"""Options of which null is no default, but for the first of DC."""
 _OF_DOMAINS = (
     DAM,
     "data.pseudo",
@@ -98,6 +100,8 @@ class Command:
             _put(settings, key, value)
         if settings.get("data") != "ImageFolder":
             settings.pop(_ROOT, None)
+        if settings.get("model") == "DC" and settings.get("model.augmentation") == "null":
+            del settings["model.augmentation"]
         return {key: value for key, value in settings.items() if _matters(key)}
 
     def __str__(self) -> str:
@@ -105,7 +109,7 @@ class Command:
         options: Settings = {}
         for key, value in self.options.items():
             if key != _ROOT:
-                options[key] = "null" if value is None else _text(value)
+                options[key] = _text(value)
         return " ".join([*self.configs, *(f"--{key} {value}" for key, value in options.items())])
 
 
@@ -176,6 +180,8 @@ def _put(settings: Settings, key: str, value: Any) -> None:
     if key == DAM and value is not None:
         settings[DAM] = "on"
         settings.update({f"{DAM}.{name}": _text(inner) for name, inner in value.items()})
+    elif key in _ON_BY_DEFAULT and value is None:
+        settings[key] = "null"
     elif value is not None:
         # A class may be given by its whole path.
         settings[key] = (
@@ -194,6 +200,8 @@ def _value(text: str) -> Any:
 
 def _text(value: Any) -> str:
     """Equal for equal values, however they were written."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):

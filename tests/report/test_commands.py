@@ -43,6 +43,21 @@ DM = {key: value for key, value in DM_DAM.items() if key != "model.dam"}
             "--model.init_args.dam '{\"num_domains\": 5}'",
             {**DM_DAM, "model.dam.num_domains": "5"},
         ),
+        # Without augmentation, which only DC is by itself.
+        (
+            "dam-lightning test --config pacs/dm_ipc1.yaml --model.augmentation null "
+            "--model.recipe '{augmentation: null, epochs: 9}'",
+            {
+                **DM,
+                "model.augmentation": "null",
+                "model.recipe.augmentation": "null",
+                "model.recipe.epochs": "9",
+            },
+        ),
+        (
+            "dam-lightning test --config pacs/dc_ipc1.yaml --model.augmentation null",
+            {**DM, "model": "DC", "trainer.max_steps": "1000"},
+        ),
         # Own images are those of their folder, and own configs no shipped ones.
         (
             "dam-lightning test --config pacs/dm_dam_ipc1.yaml --data ImageFolder --data.root a",
