@@ -112,8 +112,14 @@ class ArgumentParser(LightningArgumentParser):
         prog = parser.prog.replace(" [options]", "")
         if " " not in prog:
             prog += " fit"
+        line = one_line(message)
+        given = {"model": "DM", "data": "PACS"}
+        # One of ours or the user's, and not the base class that stands for none.
+        told = r'key "(model|data)": .*? class_path .(?!lightning\.)([\w.]+)'
+        for kind, path in re.findall(told, line):
+            given[kind] = path.rpartition(".")[2]
         lists = (
-            f"{prog} --help lists the options of Lightning, {prog} --model.help DM and "
-            f"{prog} --data.help PACS those of a class"
+            f"{prog} --help lists the options of Lightning, {prog} --model.help {given['model']} "
+            f"and {prog} --data.help {given['data']} those of a class"
         )
-        self.exit(2, f"{lists}\nerror: {one_line(message)}\n")
+        self.exit(2, f"{lists}\nerror: {line}\n")

@@ -76,6 +76,16 @@ def test_dam_options(config: str, capsys: pytest.CaptureFixture) -> None:
         assert typo.rpartition(".")[2] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("typo", "hint"),
+    [("--data.batch_rael", "--data.help Digits"), ("--model.icp", "--model.help DC")],
+)
+def test_the_hint_names_what_was_given(typo: str, hint: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "DC", "--data", "Digits", typo, "3"])
+    assert hint in capsys.readouterr().err
+
+
 def test_evaluation_without_augmentation(config: str) -> None:
     """In either way of writing a single option of several."""
     for given in (

@@ -586,7 +586,10 @@ class Condenser(EvaluatingModule):
         self._guard.reset()
         self._has_begun = True
         every, last = self.trainer.val_check_batch, self.trainer.max_steps
-        if self.trainer.enable_validation and every is not None and 0 < last < every:
+        # Of a data module of somebody's own we do not know whether it has images to validate on.
+        has_images = getattr(self._data, "val", True) is not None
+        validates = self.trainer.enable_validation and has_images
+        if validates and every is not None and 0 < last < every:
             rank_zero_warn(
                 f"no validation will be made: there is one every {every} steps, and the fit ends "
                 f"after {last}; lower steps_per_epoch of the data module"

@@ -124,15 +124,19 @@ def test_whoever_interrupts_before_a_checkpoint_is_told_that_there_is_none(
     assert "--data.steps_per_epoch" in caplog.text
 
 
-@pytest.mark.parametrize("steps", [3, 4])
-def test_a_fit_that_ends_before_its_first_validation_is_told(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize(("steps", "share"), [(3, 0.5), (4, 0.5), (3, None)])
+def test_a_fit_that_ends_before_its_first_validation_is_told(
+    tmp_path: Path, steps: int, share: float | None
+) -> None:
+    """Where there is something to validate on."""
     module = DM(backbone_args=SMALL_NETWORK, seed=0, recipe={"num_networks": 1, "epochs": 1})
     trainer = tiny_trainer(tmp_path, max_steps=steps)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        trainer.fit(module, datamodule=tiny_data(tmp_path, validation_share=0.5))
+        trainer.fit(module, datamodule=tiny_data(tmp_path, validation_share=share))
     told = any("there is one every 4 steps, and the fit ends" in str(each.message) for each in said)
-    assert told == (steps < 4) == ("val/accuracy" not in trainer.callback_metrics)
+    assert told == (steps < 4 and share is not None)
+    assert ("val/accuracy" in trainer.callback_metrics) == (steps == 4)
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
