@@ -18,18 +18,19 @@ _asked = False
 
 
 def listen_to_sigterm(
-    then: Callable[[], object] | None = None,
+    then: Callable[[], object] | None = None, *, asked: bool = False
 ) -> Callable[[int, Any], Any] | int | None:
     """From now on SIGTERM is noted, for `end_if_asked`. Only the main thread may call this.
 
     Args:
         then: what the handler does besides.
+        asked: whether somebody else heard one before.
 
     Returns:
         The handler before, as `signal.signal` does.
     """
     global _asked
-    _asked = False
+    _asked = asked
 
     def note(*_: Any) -> None:
         global _asked

@@ -242,20 +242,38 @@ def test_a_training_ends_between_two_steps(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-class AtTheEnd(Callback):
-    """Sends SIGTERM when a test is all but over."""
+class InTest(Callback):
+    """Sends SIGTERM before anybody but Lightning listens, or when a test is all but over."""
+
+    def __init__(self, moment: str) -> None:
+        self._moment = moment
+        self.has_tested = False
+
+    def _end(self, moment: str) -> None:
+        if moment == self._moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_test_start(self, *_: Any) -> None:
+        self._end("before")
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self.has_tested = True
 
     def on_test_epoch_end(self, *_: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        self._end("after")
 
 
-def test_the_end_that_was_asked_for_is_that_of_its_test(tmp_path: Path) -> None:
-    """Of no other thread's training, and of none that comes later."""
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_sigterm_before_and_after_networks_are_trained(tmp_path: Path, moment: str) -> None:
     recipe = {**SMALL_RECIPE, "backbone_args": SMALL_NETWORK}
-    data = tiny_data(tmp_path)
-    trainer = tiny_trainer(tmp_path, callbacks=[AtTheEnd(), SignalsBetweenSteps()])
+    callbacks = [in_test := InTest(moment), SignalsBetweenSteps()]
+    trainer = tiny_trainer(tmp_path, callbacks=callbacks)
     with pytest.raises(SIGTERMException):
-        trainer.test(Evaluation("random", ipc=1, recipe=recipe), data)
+        trainer.test(Evaluation("random", ipc=1, recipe=recipe), datamodule=tiny_data(tmp_path))
+    assert in_test.has_tested == (moment == "after")
+
+
+def test_an_end_that_was_asked_for_is_no_other_thread_s_and_none_that_comes_later() -> None:
     before = listen_to_sigterm()
     try:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -89,7 +89,8 @@ class SignalsBetweenSteps(Callback):
         launcher = trainer.strategy.launcher
         # Processes that this one has started are told as well.
         tell = None if launcher is None else partial(launcher.kill, signal.SIGTERM)
-        listen_to_sigterm(tell)
+        # Lightning has listened until now.
+        listen_to_sigterm(tell, asked=trainer.received_sigterm)
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and number in self._asked:
