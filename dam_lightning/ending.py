@@ -12,33 +12,37 @@ from typing import Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["end_if_asked", "listen_to_sigterm"]
+__all__ = ["ask_to_end", "end_if_asked", "listen_to_sigterm"]
 
 _asked = False
 
 
 def listen_to_sigterm(
-    then: Callable[[], object] | None = None, *, asked: bool = False
+    then: Callable[[], object] | None = None,
 ) -> Callable[[int, Any], Any] | int | None:
     """From now on SIGTERM is noted, for `end_if_asked`. Only the main thread may call this.
 
     Args:
         then: what the handler does besides.
-        asked: whether somebody else heard one before.
 
     Returns:
         The handler before, as `signal.signal` does.
     """
     global _asked
-    _asked = asked
+    _asked = False
 
     def note(*_: Any) -> None:
-        global _asked
-        _asked = True
+        ask_to_end()
         if then is not None:
             then()
 
     return signal.signal(signal.SIGTERM, note)
+
+
+def ask_to_end() -> None:
+    """Note a SIGTERM that somebody else has heard."""
+    global _asked
+    _asked = True
 
 
 def end_if_asked() -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dam_lightning.ending import end_if_asked, listen_to_sigterm
+from dam_lightning.ending import ask_to_end, end_if_asked, listen_to_sigterm
 
 __all__ = ["SignalsBetweenSteps"]
 
@@ -83,14 +83,26 @@ class SignalsBetweenSteps(Callback):
         if trainer.state.fn == TrainerFn.FITTING and self._listens:
             signal.signal(signal.SIGTERM, self._note)
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Of a process that was asked to end, what fails then is no news.
+
+        Another process, which it waits for, may have ended before it.
+        """
+        if trainer.received_sigterm:
+            ask_to_end()
+
     def _end_on_sigterm(self, trainer: Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
         launcher = trainer.strategy.launcher
         # Processes that this one has started are told as well.
         tell = None if launcher is None else partial(launcher.kill, signal.SIGTERM)
+        listen_to_sigterm(tell)
         # Lightning has listened until now.
-        listen_to_sigterm(tell, asked=trainer.received_sigterm)
+        if trainer.received_sigterm:
+            ask_to_end()
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and number in self._asked:
