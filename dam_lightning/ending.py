@@ -40,7 +40,7 @@ def listen_to_sigterm(
 
 
 def ask_to_end() -> None:
-    """Note a SIGTERM that somebody else has heard."""
+    """Note a SIGTERM, for `end_if_asked`, whoever has heard it."""
     global _asked
     _asked = True
 
