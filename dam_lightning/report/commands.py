@@ -54,7 +54,7 @@ _OF_THE_TRAINER = (
 """The Trainer's only options that do change it."""
 _ROOT = "data.root"
 """Where a dataset lies changes nothing, but own images are those of their folder."""
-_ON_BY_DEFAULT = ("model.augmentation", "model.recipe.augmentation")
+_ON_BY_DEFAULT = ("model.augmentation", "model.recipe.augmentation", "model.max_loss")
 """Options of which null is no default, but for the first of DC."""
 _OF_DOMAINS = (
     DAM,

@@ -58,6 +58,11 @@ DM = {key: value for key, value in DM_DAM.items() if key != "model.dam"}
             "dam-lightning test --config pacs/dc_ipc1.yaml --model.augmentation null",
             {**DM, "model": "DC", "trainer.max_steps": "1000"},
         ),
+        # A limit that is on by default.
+        (
+            "dam-lightning test --config pacs/dm_ipc1.yaml --model.max_loss null",
+            {**DM, "model.max_loss": "null"},
+        ),
         # Own images are those of their folder, and own configs no shipped ones.
         (
             "dam-lightning test --config pacs/dm_dam_ipc1.yaml --data ImageFolder --data.root a",
